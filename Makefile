@@ -1,0 +1,52 @@
+# make run     the main job on the embedded sample     (ARGS="--trials 8" is passed on)
+# make test    lint, format, types, and all tests that take seconds
+# make slow    the tests that train whole runs
+# make bench   every script under benchmarks/
+#
+# All of them first create the environment VENV (default .venv) with PYTHON where it is missing, and
+# install what they need into it. VENV=DIR takes an existing environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+PY := $(VENV)/bin/python
+
+# An environment may be shared by several clones, and its editable install points at the clone that
+# installed last. This clone's folder stands first on the path, here and in Ray's workers, so that
+# its own code runs; the installation then only has to provide the dependencies.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+# A stamp is a copy of the pyproject.toml that was installed, so a changed list of dependencies is
+# installed again, and an unchanged one costs nothing. It is written only after pip succeeded.
+RUN_STAMP := $(VENV)/rungfold-search.toml
+TEST_STAMP := $(VENV)/rungfold-search-test.toml
+
+.PHONY: run test slow bench ready-run ready-test
+.DELETE_ON_ERROR: # a half-made environment is made again
+
+run: ready-run
+	$(PY) -m search.run gene_expr $(ARGS)
+
+test: ready-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+slow: ready-test
+	$(PY) -m pytest -m slow $(ARGS)
+
+bench: ready-run
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" $(ARGS); done
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+ready-run: $(PY)
+	@cmp -s pyproject.toml $(RUN_STAMP) || cmp -s pyproject.toml $(TEST_STAMP) || \
+	  { $(PY) -m pip install -e ".[search]" && cp pyproject.toml $(RUN_STAMP); }
+
+ready-test: $(PY)
+	@cmp -s pyproject.toml $(TEST_STAMP) || \
+	  { $(PY) -m pip install -e ".[search,test]" && cp pyproject.toml $(TEST_STAMP); }

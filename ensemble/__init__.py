@@ -1,0 +1,1 @@
+"""Build ensembles from what a search kept. Works without ray and optuna."""

@@ -1,0 +1,59 @@
+"""Engines: scores of weighted sums of members, fold by fold; one engine per metric family.
+
+Shapes: M members, T outputs, N rows, K folds.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.engines.callable import CallableEngine
+from ensemble.engines.pearson import FAMILY, GramEngine
+from search.metrics import FittedMetric
+
+
+class Engine(Protocol):
+    """Scores ensembles whose weights are `counts / counts.sum()`; higher is better."""
+
+    @property
+    def members(self) -> int: ...
+
+    @property
+    def folds(self) -> int: ...
+
+    def fold_scores(self, counts_M: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(K,) score of the ensemble on each fold's rows."""
+        ...
+
+    def step(self, counts_M: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(K, M) score on each fold after one more count for member j."""
+        ...
+
+
+def make_engine(
+    metric: FittedMetric,
+    preds_MTN: Sequence[NDArray[Any]],
+    true_TN: NDArray[Any],
+    fold_N: NDArray[np.int64],
+) -> Engine:
+    """The fastest exact engine for this metric.
+
+    `preds_MTN` holds one (T, N) array per member, which may be memory-mapped: each is read in
+    blocks. Folds are 0..K-1, none empty. Raises ValueError when shapes do not match.
+    """
+    fold_N = np.asarray(fold_N)
+    if not len(preds_MTN):
+        raise ValueError("there is no member to select from; at least one is needed")
+    wrong = [p.shape for p in preds_MTN if p.shape != true_TN.shape]
+    if wrong or fold_N.shape != true_TN.shape[1:]:
+        raise ValueError(
+            f"members of shape {wrong[:3]} and folds {fold_N.shape} do not match the truth's "
+            f"{true_TN.shape}; they must be (outputs, rows) and (rows,)"
+        )
+    present = np.unique(fold_N)
+    if not np.array_equal(present, np.arange(len(present))):
+        raise ValueError(f"folds are {present.tolist()}; they must be 0..K-1, none empty")
+    engine = GramEngine if metric.name in FAMILY else CallableEngine
+    return engine(metric, preds_MTN, true_TN, fold_N)

@@ -1,0 +1,1 @@
+"""Run the search: data, training of one fold, Ray Tune around it, leaderboard."""

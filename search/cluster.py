@@ -1,0 +1,92 @@
+"""Connecting to Ray: a local instance of its own, or the cluster at an address; always quiet."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from search.plan import Resources
+from spaces.errors import UserError
+
+# Set before ray is imported: it reads them at import or when it starts its processes.
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",  # hospitals: nothing is sent anywhere
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the log
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
+    "TUNE_RESULT_BUFFER_LENGTH": "1",  # every result is judged when it comes
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the journal is the truth, not Ray's state
+    "TUNE_WARN_THRESHOLD_S": "1000000",
+}
+OBJECT_STORE_BYTES = 200 * 2**20  # reports are small; images come from the store on disk
+
+
+def local_resources() -> Resources:
+    """The CPU cores and GPUs that this process may use, and the memory that is free."""
+    import psutil
+
+    gpus = 0
+    # Importing torch costs seconds: only where there is a driver to ask.
+    if any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+        import torch
+
+        gpus = torch.cuda.device_count()
+    return Resources(
+        cpus=len(os.sched_getaffinity(0)),
+        gpus=gpus,
+        memory_bytes=psutil.virtual_memory().available,
+    )
+
+
+@contextmanager
+def connect(address: str | None, resources: Resources | None) -> Iterator[None]:
+    """Ray started here with `resources`, or joined at `address`; shut down on leaving.
+
+    Raises UserError when nothing answers at the address.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, TimeoutError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(
+                f"no Ray cluster answers at {address!r} ({first}); start one with `ray up "
+                "cluster.yaml`, or leave --address out to use this machine alone"
+            ) from None
+    else:
+        assert resources is not None
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.init(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **options,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_resources() -> Resources:
+    """What the connected cluster has, or may grow to when its autoscaler says so."""
+    import ray
+
+    have = ray.cluster_resources()
+    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    # 2**63 - 1 stands for "no limit known": then only what is there counts.
+    grow = {name: value for name, value in limits.items() if value < 2**60}
+    return Resources(
+        cpus=int(max(have.get("CPU", 0), grow.get("CPU", 0))),
+        gpus=int(max(have.get("GPU", 0), grow.get("GPU", 0))),
+        memory_bytes=int(have.get("memory", 0)),
+    )

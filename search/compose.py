@@ -1,0 +1,128 @@
+"""A session of a run: journal, director, sampler, worker context and refresher put together."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from search.data.folds import read_folds
+from search.director import Clock, Director
+from search.finish import Refresher, publish
+from search.journal import Journal
+from search.metrics import FittedMetric
+from search.oof import assemble
+from search.prepare import Setup
+from search.progress import TrialLines
+from search.results import results_frame
+from search.searcher import OptunaSampler
+from search.study import run_study
+from search.trial import Context
+from search.trials import Trial
+from spaces.errors import UserError
+from spaces.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ensemble.build import BuildResult
+
+
+class Session:
+    """One process's work on a run, from opening the journal to closing it.
+
+    Raises UserError when another process works on the run.
+    """
+
+    def __init__(self, setup: Setup, started: float) -> None:
+        """`started`: time.monotonic() at the start of the process, from which --hours counts."""
+        self._setup = setup
+        self._lock = FileLock(setup.run.lock)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another process works on {setup.run.root}; wait for it or stop it"
+            ) from None
+        self._journal = Journal(setup.run.journal)
+        deadline = None
+        if setup.plan.hours is not None:
+            deadline = started + setup.plan.hours * 3600 - _used(self._journal)
+        self._journal.append("session")
+        self._folds = read_folds(setup.run.folds)
+        self._targets_TN = np.load(setup.run.targets, mmap_mode="r")
+        self._metric = FittedMetric.from_dict(setup.metric)
+        # Trials that a dead driver left complete are finished here, before anyone listens.
+        self._refresher: Refresher | None = None
+        sampler = OptunaSampler(setup.task.space(setup.means), setup.seed, setup.plan.epochs)
+        self.director = Director(
+            setup.run, setup.plan, self._journal, sampler,
+            fold_order=list(setup.fold_order), clock=Clock(deadline=deadline),
+            finalise=self._finalise, on_member=self._on_member,
+        )  # fmt: skip
+        self._refresher = Refresher(setup.run, self.frame)
+        self._journal.listen(TrialLines(self.director).hear, replay=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if self._refresher is not None:
+            self._refresher.close()
+        self._journal.close()
+        self._lock.release()
+
+    def run_trials(self) -> bool:
+        """Run what is left to run; whether Ctrl-C cut it short."""
+        setup = self._setup
+        context = Context(
+            run=str(setup.run.root.resolve()),
+            store=str(setup.store),
+            task=setup.task_name,
+            metric=setup.metric,
+            seed=setup.seed,
+            threads=setup.plan.cpus_per_trial,
+            weights_dir=str(setup.weights_dir) if setup.weights_dir else None,
+        )
+        if self.director.anything_left():
+            run_study(self.director, setup.plan, context, setup.resources, setup.address)
+        return self.director.interrupted
+
+    def publish(self) -> "BuildResult | None":
+        """The final leaderboard, ensemble, bundle and submission."""
+        if self._refresher is not None:
+            self._refresher.close()
+        return publish(self._setup.run, self.frame())
+
+    def frame(self) -> "pd.DataFrame":
+        return results_frame(self.director.trials, self._setup.baselines, self._setup.fold_order)
+
+    def _on_member(self) -> None:
+        if self._refresher is not None:
+            self._refresher.ask()
+
+    def _finalise(self, trial: Trial) -> Mapping[str, Any]:
+        """Assemble a whole trial's OOF; its scores for the journal."""
+        recipe = Recipe.from_dict(trial.recipe, self._setup.task.part)
+        pred_TN = assemble(
+            self._setup.run.oof(trial.number), folds=self._folds, target_names=self._setup.target_names,
+            recipe_digest=recipe.digest, extra={"trial": trial.number, "score": trial.score()},
+        )  # fmt: skip
+        pooled = self._metric.score(pred_TN, self._targets_TN).value
+        return {"score": trial.score(), "pooled": pooled}
+
+
+def _used(journal: Journal) -> float:
+    """Seconds that earlier sessions of the run took."""
+    used, begin, last = 0.0, 0.0, 0.0
+    for event in journal.events:
+        if event.kind == "session":
+            used += last - begin
+            begin = event.time
+        last = event.time
+    return used + last - begin
+

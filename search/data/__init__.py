@@ -1,0 +1,1 @@
+"""From a folder of images and a table to batches on the device."""

@@ -1,0 +1,257 @@
+"""Augmentation of whole batches on their device, drawn anew for every sample.
+
+Letters: B batch, C channels, H height, W width, P = H*W. What is random is drawn on the CPU, as a
+few numbers per sample, so that runs agree between devices and no step waits for the host.
+
+Order: flips and quarter turns, affine, crop, brightness, contrast, saturation, hue. Flips, turns,
+affine and crop are one map of coordinates, so at most one interpolation. Brightness, contrast and
+saturation are, given an image's grey mean, one affine map of its RGB values: one small matrix
+product, clipped to [0, 1] once at the end, where torchvision clips after each of the three. The
+two agree wherever nothing is clipped in between; ours keeps what a later factor brings back.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spaces.recipe import Augment
+
+GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, the digits that torchvision uses
+FLIPS, TURNS = (0, 1, 2, 3), (0, 5, 3, 6)  # of `dihedral`'s k; a turn is a transpose and a flip
+ASPECT = 4 / 3  # widest side ratio of a random crop, as in torchvision's RandomResizedCrop
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draws:
+    """The random numbers of one batch; None: that kind is off."""
+
+    dihedral_B: Tensor | None = None  # int64, which of the 8
+    warp_B23: Tensor | None = None  # output -> source coordinates, flips and turns included
+    colour_B3: Tensor | None = None  # factors of brightness, contrast, saturation
+    hue_B: Tensor | None = None  # turns of the colour circle
+
+    def to(self, device: torch.device) -> "Draws":
+        """The same on `device`, without waiting for it."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Draws(**{k: None if v is None else to_async(v, device) for k, v in held.items()})
+
+
+def to_async(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`; the host does not wait for the copy."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def draw(augment: Augment, batch: int, generator: torch.Generator) -> Draws:
+    """Random numbers for `batch` samples, on the CPU; the generator lives there too."""
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) * 2 - 1
+
+    dihedral_B = warp_B23 = colour_B3 = hue_B = None
+    if augment.flip or augment.rot90:
+        options = range(8) if augment.flip and augment.rot90 else FLIPS if augment.flip else TURNS
+        choice_B = torch.randint(len(options), (batch,), generator=generator)
+        dihedral_B = torch.tensor(options)[choice_B]
+    if augment.rotate or augment.scale or augment.shift or augment.crop < 1:
+        warp_B23 = affine_matrix(
+            uniform(batch) * augment.rotate,
+            uniform(batch, 2) * augment.shift,
+            1 + uniform(batch) * augment.scale,
+        )
+        if augment.crop < 1:
+            warp_B23 = compose(warp_B23, _crop_matrix(batch, augment.crop, generator))
+        if dihedral_B is not None:
+            warp_B23 = compose(_dihedral_matrix(dihedral_B), warp_B23)
+            dihedral_B = None
+    if augment.brightness or augment.contrast or augment.saturation:
+        widths = torch.tensor((augment.brightness, augment.contrast, augment.saturation))
+        colour_B3 = 1 + uniform(batch, 3) * widths
+    if augment.hue:
+        hue_B = uniform(batch) * augment.hue
+    return Draws(dihedral_B=dihedral_B, warp_B23=warp_B23, colour_B3=colour_B3, hue_B=hue_B)
+
+
+def augment_batch(images_BCHW: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
+    """Augment float images in [0, 1]: all that `augment` asks for but mixup."""
+    draws = draw(augment, len(images_BCHW), generator).to(images_BCHW.device)
+    if draws.dihedral_B is not None:
+        images_BHWC = images_BCHW.permute(0, 2, 3, 1)
+        images_BCHW = dihedral_each(images_BHWC, draws.dihedral_B).permute(0, 3, 1, 2)
+    if draws.warp_B23 is not None:
+        images_BCHW = warp(images_BCHW, draws.warp_B23, images_BCHW.shape[-1])
+    if draws.colour_B3 is not None:
+        images_BCHW = colour(images_BCHW, *draws.colour_B3.unbind(1))
+    if draws.hue_B is not None:
+        images_BCHW = hue(images_BCHW, draws.hue_B)
+    return images_BCHW
+
+
+# --- flips and quarter turns
+
+
+def dihedral(images_BCHW: Tensor, k: int) -> Tensor:
+    """All images in the k-th of 8 positions: bit 4 of k transposes, then bit 1 flips left-right
+    and bit 2 top-bottom. So 0 is the identity and 0 to 3 are flips only."""
+    if k & 4:
+        images_BCHW = images_BCHW.transpose(2, 3)
+    axes = [axis for bit, axis in ((1, 3), (2, 2)) if k & bit]
+    return images_BCHW.flip(axes) if axes else images_BCHW
+
+
+def dihedral_each(images_BHWC: Tensor, k_B: Tensor) -> Tensor:
+    """Each square image in its own of the 8 positions of `dihedral`, in one gather of pixels."""
+    batch, side, _, channels = images_BHWC.shape
+    line = torch.arange(side, device=k_B.device)
+    row_BH = torch.where((k_B & 2).bool()[:, None], side - 1 - line, line)
+    column_BW = torch.where((k_B & 1).bool()[:, None], side - 1 - line, line)
+    transposed_B1 = (k_B & 4).bool()[:, None]
+    start_B1 = torch.arange(batch, device=k_B.device)[:, None] * (side * side)
+    row_BH = torch.where(transposed_B1, row_BH, row_BH * side) + start_B1
+    column_BW = torch.where(transposed_B1, column_BW * side, column_BW)
+    pixels = (row_BH[:, :, None] + column_BW[:, None, :]).reshape(-1)
+    return images_BHWC.reshape(-1, channels).index_select(0, pixels).view(images_BHWC.shape)
+
+
+# --- maps of coordinates: (x, y) in [-1, 1], from an output pixel to where it is read
+
+
+def affine_matrix(angle_B: Tensor, shift_B2: Tensor, zoom_B: Tensor) -> Tensor:
+    """(B, 2, 3) of a turn by `angle` degrees and a zoom about the centre, then a shift by a
+    fraction of the side; signs as in torchvision's `affine`."""
+    radians_B = angle_B * (math.pi / 180)
+    cos_B, sin_B = torch.cos(radians_B) / zoom_B, torch.sin(radians_B) / zoom_B
+    turn_B22 = torch.stack((cos_B, sin_B, -sin_B, cos_B), 1).view(-1, 2, 2)
+    return torch.cat((turn_B22, turn_B22 @ (-2 * shift_B2[:, :, None])), 2)
+
+
+def compose(outer_B23: Tensor, inner_B23: Tensor) -> Tensor:
+    """The map that applies `inner` to a coordinate and then `outer`."""
+    product_B23 = outer_B23[:, :, :2] @ inner_B23
+    product_B23[:, :, 2] += outer_B23[:, :, 2]
+    return product_B23
+
+
+def _dihedral_matrix(k_B: Tensor) -> Tensor:
+    x_B, y_B = 1.0 - 2 * (k_B & 1), 1.0 - (k_B & 2)
+    straight_B, zero_B = (k_B & 4) == 0, torch.zeros(len(k_B))
+    entries = (
+        torch.where(straight_B, x_B, zero_B), torch.where(straight_B, zero_B, y_B), zero_B,
+        torch.where(straight_B, zero_B, x_B), torch.where(straight_B, y_B, zero_B), zero_B,
+    )  # fmt: skip
+    return torch.stack(entries, 1).view(-1, 2, 3)
+
+
+def _crop_matrix(batch: int, smallest: float, generator: torch.Generator) -> Tensor:
+    """A box of area in [smallest, 1] and aspect in [3/4, 4/3], anywhere inside the image."""
+    area_B, aspect_B, x_B, y_B = torch.rand(4, batch, generator=generator).unbind(0)
+    side_B = torch.sqrt(smallest + (1 - smallest) * area_B)
+    root_B = torch.exp((aspect_B - 0.5) * math.log(ASPECT))  # square root of width / height
+    root_B = torch.minimum(torch.maximum(root_B, side_B), 1 / side_B)  # the box fits
+    width_B, height_B = side_B * root_B, side_B / root_B
+    zero_B = torch.zeros(batch)
+    entries = (
+        width_B, zero_B, (2 * x_B - 1) * (1 - width_B),
+        zero_B, height_B, (2 * y_B - 1) * (1 - height_B),
+    )  # fmt: skip
+    return torch.stack(entries, 1).view(-1, 2, 3)
+
+
+def warp(images_BCHW: Tensor, map_B23: Tensor, size: int) -> Tensor:
+    """(B, C, size, size): bilinear reads at the mapped coordinates, mirrored at the borders."""
+    side = images_BCHW.shape[-1]
+    line = torch.arange(size, device=map_B23.device, dtype=torch.float32)
+    line = (2 * line + 1) / size - 1
+    x_B2W = map_B23[:, :, 0, None] * line
+    y_B2H = map_B23[:, :, 1, None] * line + map_B23[:, :, 2, None]
+    grid_2BHW = x_B2W.transpose(0, 1)[:, :, None, :] + y_B2H.transpose(0, 1)[:, :, :, None]
+    # Mirroring here, twice for coordinates in [-9, 7] (the widest Augment reaches 5.7), costs a
+    # fifth of grid_sample's own reflection padding on a CPU. After the clamp no pixel outside
+    # has weight, so "zeros", its fastest mode, reads the same.
+    for _ in range(2):
+        grid_2BHW = grid_2BHW.add_(1).abs_().sub_(2).abs_().neg_().add_(1)
+    grid_2BHW = grid_2BHW.clamp_(1 / side - 1, 1 - 1 / side)
+    return F.grid_sample(
+        images_BCHW, grid_2BHW.permute(1, 2, 3, 0), padding_mode="zeros", align_corners=False
+    )
+
+
+# --- colours
+
+
+def colour(
+    images_BCHW: Tensor,
+    brightness_B: Tensor,
+    contrast_B: Tensor,
+    saturation_B: Tensor,
+    *,
+    white: float = 1.0,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Tensor:
+    """Images whose values lie in [0, white], changed in brightness, then contrast, then saturation,
+    clipped to [0, 1] and normalised; all in one matrix product. Contiguous (B, C, H, W)."""
+    batch, channels, height, width = images_BCHW.shape
+    images_BCP = images_BCHW.reshape(batch, channels, height * width)
+    mean_BC = images_BCP.mean(2)
+    grey_B = sum(mean_BC[:, c] * weight for c, weight in enumerate(GREY))
+    # x -> b x -> c b x + (1 - c) b grey_mean =: y -> s y + (1 - s) grey(y)
+    own_B = saturation_B * contrast_B * brightness_B / white
+    shared_B = (1 - saturation_B) * contrast_B * brightness_B / white
+    constant_B = (1 - contrast_B) * brightness_B * grey_B / white
+    constant_B = constant_B * (saturation_B + (1 - saturation_B) * sum(GREY))
+    shared_B3 = torch.stack([shared_B * weight for weight in GREY], 1)
+    matrix_B33 = shared_B3[:, None, :] + torch.diag_embed(own_B[:, None].expand(-1, 3))
+    matrix_B33 = torch.stack([matrix_B33[:, c] / std[c] for c in range(3)], 1)
+    offset_B31 = torch.stack([(constant_B - mean[c]) / std[c] for c in range(3)], 1)[:, :, None]
+    out_BCP = torch.baddbmm(offset_B31, matrix_B33, images_BCP)
+    for c in range(3):
+        out_BCP[:, c].clamp_(-mean[c] / std[c], (1 - mean[c]) / std[c])
+    return out_BCP.view(images_BCHW.shape)
+
+
+def hue(images_BCHW: Tensor, shift_B: Tensor) -> Tensor:
+    """Images in [0, 1] with each pixel's hue shifted by a fraction of the colour circle."""
+    red, green, blue = images_BCHW.unbind(1)
+    value = images_BCHW.amax(1)
+    chroma = value - images_BCHW.amin(1)
+    safe = torch.where(chroma > 0, chroma, 1)
+    sixth = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    sixth = sixth + 6 * shift_B[:, None, None]
+    return torch.stack([_channel(sixth + n, value, chroma) for n in (5, 3, 1)], 1)
+
+
+def _channel(sixth: Tensor, value: Tensor, chroma: Tensor) -> Tensor:
+    """One of R, G, B from hue (in sixths of the circle, plus the channel's 5, 3 or 1)."""
+    sixth = sixth.remainder(6)
+    return value - chroma * torch.minimum(sixth, 4 - sixth).clamp(0, 1)
+
+
+# --- pairs of samples
+
+
+def mixup(
+    images_BCHW: Tensor, targets_BT: Tensor, alpha: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each sample mixed with its neighbour in the (shuffled) batch, the share drawn per sample
+    from Beta(alpha, alpha); 0 changes nothing. Zhang et al. 2018."""
+    if not alpha:
+        return images_BCHW, targets_BT
+    # torch samples no Beta from a generator of its own, so numpy is seeded by ours.
+    seed = int(torch.randint(2**62, (), generator=generator))
+    share = np.random.default_rng(seed).beta(alpha, alpha, len(images_BCHW))
+    share_B = to_async(torch.from_numpy(share).float(), images_BCHW.device)
+    images_BHWC = images_BCHW.permute(0, 2, 3, 1)
+    mixed_BHWC = torch.lerp(images_BHWC, images_BHWC.roll(1, 0), share_B[:, None, None, None])
+    mixed_BT = torch.lerp(targets_BT, targets_BT.roll(1, 0), share_B[:, None])
+    return mixed_BHWC.permute(0, 3, 1, 2), mixed_BT

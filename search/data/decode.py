@@ -1,0 +1,148 @@
+"""Image files as RGB arrays: whatever PNG, JPEG or TIFF holds, converted the same way everywhere.
+
+Shapes: H, W pixels.
+"""
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "TIFF")
+# What a decoded image may hold at most: Pillow's own limit against decompression bombs. Pillow only
+# warns up to twice this size; here it is refused, since 89 million pixels are no tile.
+MAX_PIXELS = 89_478_485
+_WIDE = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow's modes of 16 bit grey
+
+
+class UnreadableImage(ValueError):
+    """The file is no whole image of a known kind; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What is in the file, before conversion."""
+
+    width: int
+    height: int
+    mode: str  # Pillow's, with ";16" behind it for 16 bit colour, e.g. "L", "RGBA", "RGB;16"
+    format: str
+    transparent: bool = False  # an alpha channel, or a colour that stands for none
+    frames: int = 1  # pages of a TIFF; only the first is read
+    peak: int | None = None  # largest value of a 16 bit grey image
+
+    @property
+    def conversions(self) -> tuple[str, ...]:
+        """What is done to make 8 bit RGB of it; empty for what is that already."""
+        mode = self.mode.removesuffix(";16")
+        grey = mode in ("1", "L", "LA", "La") or mode in _WIDE or self.mode.startswith("I")
+        steps = {
+            "grey": grey,
+            "alpha": self.transparent,
+            "palette": mode in ("P", "PA"),
+            "16 bit": self.mode.endswith(";16") or self.mode in _WIDE,
+            "first page only": self.frames > 1,
+        }
+        found = tuple(step for step, needed in steps.items() if needed)
+        return found if found or mode == "RGB" else (mode,)
+
+
+def facts(path: Path) -> ImageFacts:
+    """What the file holds. Decodes it fully, so that a truncated file is noticed.
+
+    Raises UnreadableImage.
+    """
+    return facts_of(_read(path))
+
+
+def facts_of(data: bytes) -> ImageFacts:
+    """As `facts`, for the bytes of a file."""
+    image, found = _open(data)
+    if found.mode in _WIDE:
+        # A 12 bit camera's picture in a 16 bit file comes out almost black: the report shows it.
+        values_HW = np.asarray(image)
+        low, high = int(values_HW.min()), int(values_HW.max())
+        if low < 0 or high > 65535:
+            raise UnreadableImage(f"its values span {low} to {high}; save it with 8 or 16 bits")
+        return replace(found, peak=high)
+    return found
+
+
+def decode(path: Path, size: int | None) -> np.ndarray:
+    """The image as uint8 RGB (H, W, 3), squeezed to size x size pixels unless `size` is None.
+
+    Grey is repeated, alpha is laid on white (a slide's background), 16 bit values are divided by
+    257 (65535 becomes 255: the same for every image, so brightness stays comparable), palettes and
+    CMYK are resolved. EXIF is ignored: a rotation flag of a camera has no meaning for a tile.
+    Raises UnreadableImage.
+    """
+    image, found = _open(_read(path))
+    try:
+        image = _to_rgb(image, found.mode)
+        if size is not None and image.size != (size, size):
+            # Pillow's bicubic widens its kernel when it shrinks, which is antialiasing.
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from None
+    return np.asarray(image)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from None
+
+
+def _open(data: bytes) -> tuple[Image.Image, ImageFacts]:
+    """The decoded image and its facts. Raises UnreadableImage."""
+    if not data:
+        raise UnreadableImage("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImage(
+                f"it claims {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read"
+            )
+        # Pillow reads 16 bit colour as 8 bit; only the raw mode of the tiles tells.
+        raw = [str(getattr(tile, "args", "")) for tile in getattr(image, "tile", ())]
+        frames = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
+        image.load()
+    except UnreadableImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage(f"it is none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # a broken file makes Pillow raise nearly anything
+        raise UnreadableImage(_reason(error)) from None
+    if image.mode == "F":
+        raise UnreadableImage("its values are 32 bit floats of no known range; save 8 or 16 bits")
+    wide_colour = image.mode not in _WIDE and any(";16" in args for args in raw)
+    return image, ImageFacts(
+        width=image.width,
+        height=image.height,
+        mode=f"{image.mode};16" if wide_colour else image.mode,
+        format=str(image.format),
+        transparent=_transparent(image),
+        frames=frames,
+    )
+
+
+def _to_rgb(image: Image.Image, mode: str) -> Image.Image:
+    if mode in _WIDE:
+        grey = np.asarray(image).astype(np.int64)
+        return Image.fromarray((grey.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if _transparent(image):
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _transparent(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

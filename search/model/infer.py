@@ -1,0 +1,134 @@
+"""Prediction with the model of one fold. The one code path for validation, test and bundles.
+
+Shapes: B batch, N rows, H W height and width, C channels, T outputs.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from search.data.augment import dihedral
+from search.data.batches import Batches
+from search.model.backbone import Network, build_model
+from spaces.errors import UserError
+from spaces.recipe import Recipe
+
+FORMAT = "1"  # version of a fold's model file
+_FACTS = ("target.mean", "target.std", "image.mean", "image.std")
+
+
+class FoldModel:
+    """The evaluated weights of one fold, and all that turns images into predictions."""
+
+    def __init__(
+        self, network: Network, facts: dict[str, Tensor], recipe: Recipe, device: str = "cpu"
+    ) -> None:
+        self.network = network.to(device).eval()
+        self.recipe = recipe
+        self.device = device
+        self.facts = facts
+
+    @classmethod
+    def load(cls, path: Path, device: str = "cpu") -> "FoldModel":
+        """The model in a fold's file. Raises UserError when it is no such file or incomplete."""
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is no fold model ({error}); restore the file") from error
+        if metadata.get("format") != FORMAT or "recipe" not in metadata:
+            got = metadata.get("format")
+            raise UserError(f"{path} has format {got!r}; this version reads fold models {FORMAT}")
+        missing = [name for name in _FACTS if name not in tensors]
+        if missing:
+            raise UserError(f"{path} lacks {', '.join(missing)}; restore the file")
+        # The task's own part of the recipe matters for training only.
+        recipe = Recipe.from_dict(json.loads(metadata["recipe"]), None)
+        facts = {name: tensors.pop(name) for name in _FACTS}
+        network = build_model(recipe, int(metadata["outputs"]), pretrained=False)
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{path} does not fit its recipe ({reason}); restore it") from error
+        return cls(network, facts, recipe, device)
+
+    def predict(
+        self,
+        images_NHWC: NDArray[np.uint8] | Tensor,
+        tta: int | None = None,
+        batch_size: int = 64,
+    ) -> NDArray[np.float32]:
+        """Predictions (N, T) in original units, in float32; `tta` None is the recipe's own."""
+        batches = Batches(
+            images_NHWC,
+            torch.empty(0),
+            np.arange(len(images_NHWC)),
+            self.recipe.image_size,
+            self.facts["image.mean"].tolist(),
+            self.facts["image.std"].tolist(),
+            self.device,
+        )
+        pred_NT = predict_batches(
+            self.network, batches, self.recipe.tta if tta is None else tta, batch_size
+        )
+        return original_units(pred_NT, self.facts["target.mean"], self.facts["target.std"])
+
+
+def predict_batches(
+    network: nn.Module, batches: Batches, tta: int, batch_size: int, exact: bool = True
+) -> Tensor:
+    """Predictions (N, T) on the CPU, standardised: the mean over the first `tta` of the 8 flips
+    and quarter turns.
+
+    `exact` computes in full float32 on a GPU, so that the same weights give the same predictions
+    whatever the batch size; without it, at the speed of training.
+    """
+    was_training = network.training
+    network.eval()
+    pieces = []
+    with torch.inference_mode(), _full_float32() if exact else autocast(batches.device):
+        for images_BCHW in batches.ordered(batch_size):
+            pred_BT = network(images_BCHW).float()
+            for view in range(1, tta):
+                pred_BT += network(dihedral(images_BCHW, view)).float()
+            pieces.append(pred_BT / tta)
+    network.train(was_training)
+    return torch.cat(pieces).cpu()
+
+
+def original_units(pred_NT: Tensor, mean_T: Tensor, std_T: Tensor) -> NDArray[np.float32]:
+    """Standardised predictions in the units of the targets."""
+    return (pred_NT * std_T.cpu() + mean_T.cpu()).numpy()
+
+
+def autocast(device: torch.device | str) -> contextlib.AbstractContextManager[object]:
+    """bfloat16 where the GPU has it; float32 elsewhere."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(False):
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """No TF32: its rounding depends on the algorithm, hence on the batch size."""
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=torch.backends.cudnn.enabled,
+            benchmark=torch.backends.cudnn.benchmark,
+            deterministic=torch.backends.cudnn.deterministic,
+            allow_tf32=False,
+        ):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul

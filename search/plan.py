@@ -1,0 +1,248 @@
+"""From a budget and what is there to epochs, rungs, concurrency and resources. Pure.
+
+Every choice carries its reason; `search.run` prints them and stores them in run.json.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from search.rungs import Rung, make_rungs
+from spaces.backbones import FIXED_SIZE, architecture, relative_cost
+from spaces.errors import UserError
+
+DEFAULT_TRIALS = 16
+EPOCHS_CPU, EPOCHS_GPU = 12, 30
+FULL_TRIALS = 8  # the budget should hold this many unpruned trials of the reference backbone
+SHARE = 1 / 4  # a recipe that eats more than this share of all worker time is not worth a try
+
+# Training images per second of the reference backbones: test_efficientnet at 64 px on one CPU core
+# (measured), resnet18 at 224 px with bf16 on one recent GPU (assumed until the run has measured).
+REFERENCE_CPU, REFERENCE_GPU = 400.0, 2500.0
+EVALUATION = 1.15  # evaluation and bookkeeping on top of training
+START = 20.0  # seconds until the first step: Ray, imports
+FINISH = 15.0  # seconds kept for the last ensemble, bundle and submission
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What there is to run on; on a cluster also what it may grow to."""
+
+    cpus: int
+    gpus: int
+    memory_bytes: int
+
+    @property
+    def gpu(self) -> bool:
+        return self.gpus > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the user asked for; None: the plan decides."""
+
+    trials: int | None = None
+    hours: float | None = None
+    epochs: int | None = None
+    image_sizes: tuple[int, ...] = ()
+    backbones: tuple[str, ...] = ()
+    gpus_per_trial: float | None = None
+    cpus_per_trial: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the data and the task say."""
+
+    rows: int
+    test_rows: int
+    outputs: int
+    folds: int
+    backbones: tuple[str, ...]  # that may be searched
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePlan:
+    """At which sizes images are searched and stored; needed before folds can be made."""
+
+    sizes: tuple[int, ...]  # pixels; the first is the default
+    store_size: int  # pixels, side of the stored images
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be done. `reasons` has a sentence for each choice."""
+
+    trials: int | None  # None: as many as fit into the hours
+    hours: float | None
+    epochs: int
+    image_sizes: tuple[int, ...]
+    backbones: tuple[str, ...]
+    workers: int
+    cpus_per_trial: int
+    gpus_per_trial: float
+    store_size: int  # pixels, side of the stored images
+    rungs: tuple[Rung, ...]
+    reasons: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Plan":
+        fields = dict(data)
+        for name in ("image_sizes", "backbones", "reasons"):
+            fields[name] = tuple(fields[name])
+        fields["rungs"] = tuple(Rung(**rung) for rung in fields["rungs"])
+        return cls(**fields)
+
+
+def check_wish(wish: Wish) -> None:
+    """Raises UserError for every impossible value at once."""
+    faults = [
+        f"--{name} is {value:g}; it must be greater than 0"
+        for name, value in (
+            ("trials", wish.trials), ("hours", wish.hours), ("epochs", wish.epochs),
+            ("cpus-per-trial", wish.cpus_per_trial), ("gpus-per-trial", wish.gpus_per_trial),
+        )
+        if value is not None and not (value > 0 and math.isfinite(value))
+    ]  # fmt: skip
+    if wish.gpus_per_trial and wish.gpus_per_trial > 1:
+        faults.append(
+            f"--gpus-per-trial is {wish.gpus_per_trial:g}; a trial runs on one GPU or a share of "
+            "one for now: give a value in (0, 1]"
+        )
+    faults += [
+        f"--image-size is {size}; it must lie in [16, 2048] pixels"
+        for size in wish.image_sizes
+        if not 16 <= size <= 2048
+    ]
+    if faults:
+        raise UserError(faults)
+
+
+def plan_images(wish: Wish, native: int, backbones: Sequence[str], gpu: bool) -> ImagePlan:
+    """Image sizes, given the usual side `native` of the images in pixels."""
+    if wish.image_sizes:
+        sizes, why = wish.image_sizes, "asked for"
+    elif gpu:
+        sizes = tuple(s for s in (192, 224, 256, 299) if s <= 1.4 * native) or (max(native, 32),)
+        # The first size is the default of the first recipes: the one nearest the images' own.
+        sizes = tuple(sorted(sizes, key=lambda s: abs(s - native)))
+        why = f"images are {native} px"
+    else:
+        sizes = (min(native, 64),)
+        why = f"images are {native} px; CPU cores afford at most 64"
+    # Upscaling adds no information: the store never exceeds the images themselves.
+    wanted = max([*sizes, *(FIXED_SIZE.get(architecture(b), 0) for b in backbones)])
+    store_size = min(wanted, native)
+    return ImagePlan(
+        sizes=sizes,
+        store_size=store_size,
+        reasons=(
+            f"image size {', '.join(map(str, sizes))}: {why}",
+            f"images are stored once at {store_size} px; other sizes are made on the device",
+        ),
+    )
+
+
+def make_plan(wish: Wish, facts: Facts, images: ImagePlan, resources: Resources) -> Plan:
+    """Decide what the user left open.
+
+    Raises UserError when the wish cannot be met: more CPUs or GPUs for a trial than there are.
+    """
+    reasons: list[str] = []
+    gpu = resources.gpu
+    workers, cpus, gpus = _workers(wish, resources, reasons)
+    reasons += images.reasons
+    sizes, offered = images.sizes, facts.backbones
+    trials, hours = wish.trials, wish.hours
+    if trials is None and hours is None:
+        trials = DEFAULT_TRIALS
+        reasons.append(f"trials {trials}: neither --trials nor --hours was given")
+
+    train_rows = facts.rows * (facts.folds - 1) / facts.folds
+    rate = REFERENCE_GPU if gpu else REFERENCE_CPU * cpus**0.8
+
+    def fold_epoch_seconds(backbone: str, size: int) -> float:
+        return EVALUATION * train_rows * relative_cost(backbone, size, gpu) / rate
+
+    def size_of(backbone: str) -> int:
+        return FIXED_SIZE.get(architecture(backbone), sizes[0])
+
+    costs = {b: fold_epoch_seconds(b, size_of(b)) for b in offered}
+    cheapest = min(costs.values())
+    worker_seconds = None
+    if hours is not None:
+        worker_seconds = max(1.0, hours * 3600 - START - FINISH) * workers
+
+    epochs = wish.epochs
+    usual = EPOCHS_GPU if gpu else EPOCHS_CPU
+    if epochs is None and worker_seconds is None:
+        epochs = usual
+        reasons.append(f"epochs {epochs} per fold: usual for {'a GPU' if gpu else 'CPU cores'}")
+    elif epochs is None:
+        fit = worker_seconds / (FULL_TRIALS * facts.folds * cheapest)  # type: ignore[operator]
+        epochs = max(3, min(usual, int(fit)))
+        reasons.append(
+            f"epochs {epochs} per fold: {FULL_TRIALS} whole trials of the cheapest backbone should "
+            f"fit into {hours:g} h on {workers} workers (usual is {usual})"
+        )
+
+    backbones = offered
+    if worker_seconds is not None and not wish.backbones:
+        limit = SHARE * worker_seconds
+        backbones = tuple(b for b in offered if costs[b] * epochs * facts.folds <= limit)
+        dropped = [b for b in offered if b not in backbones]
+        if not backbones:
+            backbones = (min(costs, key=lambda b: costs[b]),)
+            dropped = [b for b in offered if b not in backbones]
+        if dropped:
+            reasons.append(
+                f"without {', '.join(dropped)}: one trial would take more than "
+                f"{SHARE:.0%} of all worker time"
+            )
+    reasons.append(f"backbones: {', '.join(backbones)}")
+
+    rungs = make_rungs(facts.folds, epochs)
+    reasons.append(
+        "rungs (folds+epochs): " + ", ".join(map(str, rungs)) + "; at each the best half goes on, "
+        "and always the best 3"
+    )
+    return Plan(
+        trials=trials, hours=hours, epochs=epochs, image_sizes=sizes, backbones=backbones,
+        workers=workers, cpus_per_trial=cpus, gpus_per_trial=gpus, store_size=images.store_size,
+        rungs=rungs, reasons=tuple(reasons),
+    )  # fmt: skip
+
+
+def _workers(wish: Wish, resources: Resources, reasons: list[str]) -> tuple[int, int, float]:
+    """Number of workers, CPUs of each, GPU share of each."""
+    gpus = wish.gpus_per_trial or 0.0
+    if gpus and not resources.gpu:
+        raise UserError(
+            f"--gpus-per-trial is {gpus:g} but no GPU was found; leave it out to run on CPU cores"
+        )
+    if resources.gpu:
+        gpus = gpus or 1.0
+        workers = max(1, int(resources.gpus * math.floor(1 / gpus)))
+        cpus = wish.cpus_per_trial or max(1, resources.cpus // workers)
+        reasons.append(f"workers {workers}: {resources.gpus} GPUs, {gpus:g} for each trial")
+    else:
+        cpus = wish.cpus_per_trial or 1
+        if cpus > resources.cpus:
+            raise UserError(
+                f"--cpus-per-trial is {cpus} but there are {resources.cpus} CPUs; give at most that"
+            )
+        # About 1 GB for torch, timm and a small network in each process.
+        by_memory = max(1, int(resources.memory_bytes / 1.2e9) - 1)
+        workers = max(1, min(resources.cpus // cpus, by_memory))
+        why = f"{resources.cpus} CPU cores, {cpus} for each trial"
+        if workers < resources.cpus // cpus:
+            why += f", {resources.memory_bytes / 1e9:.0f} GB of memory"
+        reasons.append(f"workers {workers}: {why}")
+    reasons.append(f"threads per worker {cpus}: its CPUs")
+    return workers, cpus, gpus
+

@@ -1,0 +1,105 @@
+"""Progress in the terminal: a line per finished trial, and a heartbeat with an ETA between them."""
+
+import time
+from collections.abc import Callable
+
+from search.director import Director
+from search.journal import Event
+from search.trials import FINISHED, Trial
+
+HEARTBEAT = 20.0  # seconds without a line before the next news is worth one
+
+
+class TrialLines:
+    """Listens to the journal and prints calm lines of at most 80 columns."""
+
+    def __init__(self, director: Director, say: Callable[[str], None] = print) -> None:
+        self._director, self._say = director, say
+        self._started = self._last = time.monotonic()
+        self._ended_before = len(director.trials.all) - len(director.trials.live())
+
+    def hear(self, event: Event) -> None:
+        trial = self._director.trials.all.get(event.trial)
+        if trial is None:
+            return
+        if event.kind == "end":
+            self._line(self._ended(trial))
+        elif event.kind == "lost":
+            self._line(f"trial {trial.number:>3} lost its worker, goes back into the queue")
+        elif event.kind == "epochs" and time.monotonic() - self._last > HEARTBEAT:
+            self._line(self._beat())
+
+    def _ended(self, trial: Trial) -> str:
+        score = f"{trial.score():.4f}" if trial.state == FINISHED else self._last_score(trial)
+        return (
+            f"trial {trial.number:>3} {trial.state:<9.9} {score} {trial.backbone:<18.18} "
+            f"{trial.image_size:>3} px {trial.seconds:>4.0f} s  {self._count()}"
+        )
+
+    @staticmethod
+    def _last_score(trial: Trial) -> str:
+        points = list(trial.curve.values())
+        return f"{points[-1]['score']:.4f}" if points else "   -  "
+
+    def _count(self) -> str:
+        trials = self._director.trials
+        done = len(trials.all) - len(trials.live())
+        total = self._director.plan.trials
+        return f"{done}/{total}" if total is not None else f"{done} done"
+
+    def _beat(self) -> str:
+        trials = self._director.trials
+        best = trials.best()
+        lead = f"best {best.score():.4f} (trial {best.number})" if best else "no trial finished yet"
+        running = ", ".join(
+            f"{t.number}: fold {len(t.folds) + 1}/{self._director.plan_folds}"
+            for t in trials.live()[:3]
+        )
+        return f"{self._count()} trials, {lead}; running {running}; {self._eta()}"
+
+    def _eta(self) -> str:
+        left = self._director.clock.left()
+        trials = self._director.trials
+        total = self._director.plan.trials
+        ended = len(trials.all) - len(trials.live()) - self._ended_before
+        if total is not None:
+            if ended < 2:
+                return "ETA unknown yet"
+            per_trial = (time.monotonic() - self._started) / ended
+            left = min(left, per_trial * (total - self._ended_before - ended))
+        return f"ETA {duration(left)}"
+
+    def _line(self, text: str) -> None:
+        self._last = time.monotonic()
+        self._say(f"{time.strftime('%H:%M:%S')} {text}")
+
+
+def duration(seconds: float) -> str:
+    """"45 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def meter(what: str) -> Callable[[int, int], None]:
+    """A progress bar for `what` on a terminal; elsewhere a line when half and all is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console()
+    if not console.is_terminal:
+        return lambda done, total: print(f"{what}: {total}") if done == total else None
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console,
+    )  # fmt: skip
+    task = bar.add_task(what)
+
+    def show(done: int, total: int) -> None:
+        if not bar.live.is_started:
+            bar.start()
+        bar.update(task, completed=done, total=total)
+        if done >= total:
+            bar.stop()
+
+    return show

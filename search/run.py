@@ -1,0 +1,75 @@
+"""python -m search.run TASK: search, leaderboard, ensemble, submission. The top floor."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from spaces.errors import DONE, INTERRUPTED, UserError, run_main
+
+if TYPE_CHECKING:
+    from search.prepare import Setup
+
+STARTED = time.monotonic()  # --hours counts from here
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m search.run",
+        description="Search models for an image task, keep out-of-fold predictions, build an ensemble.",
+    )  # fmt: skip
+    add = p.add_argument
+    add("task", nargs="?", metavar="TASK", help="a known task, or a path to your own task file")
+    add("--data", metavar="DIR", help="the data folder; without it: the task's embedded sample")
+    add("--out", metavar="DIR", help="the run's folder (default: runs/TASK-TIME)")
+    add("--trials", type=int, metavar="N", help="how many recipes to try (default: 16)")
+    add("--hours", type=float, metavar="H", help="stop after this long, from start to exit")
+    add("--epochs", type=int, metavar="E", help="scheduled epochs per fold (default: the plan's)")
+    add("--folds", type=int, metavar="K", help="folds (default: 5, or one per group if fewer)")
+    add("--groups", default="auto", metavar="COLUMN|FILE.csv[:COLUMN]|auto|none",
+        help="rows that belong together stay in one fold (default: auto)")  # fmt: skip
+    add("--image-size", type=int, nargs="+", metavar="N", help="sides in pixels to search")
+    add("--backbone", nargs="+", metavar="NAME", help="timm models to search")
+    add("--gpus-per-trial", type=float, metavar="G", help="GPUs of each trial, or a share of one")
+    add("--cpus-per-trial", type=int, metavar="C", help="CPU cores of each trial")
+    add("--address", metavar="ADDR", help="a Ray cluster (auto: the one this host belongs to)")
+    add("--weights", default="auto", metavar="auto|pretrained|random|DIR",
+        help="where pretrained weights come from (default: auto)")  # fmt: skip
+    add("--cache", metavar="DIR", help="for decoded images (default: the user's cache folder)")
+    add("--seed", type=int, default=0, metavar="S", help="every random choice hangs on it")
+    add("--skip-bad", action="store_true", help="leave out rows whose image cannot be read")
+    add("--resume", metavar="RUN", help="go on with a run that was interrupted")
+    add("--dry-run", action="store_true", help="check the data, print the plan, start nothing")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if (args.task is None) == (args.resume is None):
+        raise UserError("give either a TASK or --resume RUN; `--help` shows both")
+
+    from search.prepare import prepare, reopen
+    from search.progress import meter
+
+    setup = reopen(args.resume) if args.resume else prepare(args, print, meter)
+    if setup is None:
+        return DONE
+    return search(setup)
+
+
+def search(setup: "Setup") -> int:
+    """Run trials until the plan is fulfilled, then tell what came of it."""
+    from search.compose import Session
+    from search.summary import tell
+
+    with Session(setup, STARTED) as session:
+        interrupted = session.run_trials()
+        built = session.publish()
+    tell(setup, session.frame(), built)
+    if interrupted:
+        print(f"\ninterrupted; go on with: python -m search.run --resume {setup.run.root}")
+    return INTERRUPTED if interrupted else DONE
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,101 @@
+"""The study: Ray Tune runs the trials that the director decides on."""
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from search.cluster import connect
+from search.director import Director
+from search.plan import Plan, Resources
+from search.trial import Context
+from spaces.errors import RunFailed
+
+FAILURES_IN_A_ROW = 3  # trials that raise before any finishes an epoch: a bug, not bad luck
+
+
+def run_study(
+    director: Director,
+    plan: Plan,
+    context: Context,
+    resources: Resources,
+    address: str | None,
+) -> None:
+    """Run trials until the director has no more to start.
+
+    Raises RunFailed when trials fail one after another, and KeyboardInterrupt on the second Ctrl-C.
+    """
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.workers)
+    with (
+        connect(address, resources),
+        _ctrl_c(director),
+        # Ray's own state is not ours to keep: the journal holds the truth.
+        tempfile.TemporaryDirectory(prefix="rungfold-ray-", ignore_cleanup_errors=True) as scratch,
+    ):
+        from ray import tune
+
+        from search.scheduler import DirectorScheduler
+        from search.searcher import DirectorSearcher
+        from search.trial import TrialTrainable
+
+        searcher = DirectorSearcher(director, plan.workers)
+        trainable = tune.with_resources(
+            tune.with_parameters(TrialTrainable, context=context),
+            {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial},
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=DirectorScheduler(director, searcher),
+                num_samples=-1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                name="tune",
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        tuner.fit()
+    check_failures(director)
+
+
+def check_failures(director: Director) -> None:
+    """Raises RunFailed when nothing but failures came of the trials so far."""
+    trials = list(director.trials.all.values())
+    failed = [t for t in trials if t.state in ("failed", "out of memory")]
+    if failed and len(failed) == len([t for t in trials if t.state != "running"]):
+        raise RunFailed(
+            f"all {len(failed)} trials failed; the first one (trial {failed[0].number}) with:\n"
+            f"{failed[0].reason}"
+        )
+
+
+@contextmanager
+def _ctrl_c(director: Director) -> Iterator[None]:
+    """Ctrl-C once: start nothing more and finish what is cheap. Twice: stop at once."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if director.interrupted:
+            raise KeyboardInterrupt
+        director.interrupted = True
+        print(
+            "\nCtrl-C: no new trials; finishing what is cheap, then leaderboard and ensemble. "
+            "Once more stops at once (the run can be resumed).",
+            flush=True,
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,65 @@
+"""One epoch of training. Nothing in its step loop waits for the device.
+
+Shapes: B batch, C channels, H W height and width, T outputs.
+"""
+
+import hashlib
+
+import torch
+
+from search.data.batches import Batches
+from search.model.infer import autocast
+from search.model.losses import Loss
+from search.train.checkpoint import TrainState
+from search.train.memory import pieces
+from search.train.optim import learning_rate
+from spaces.recipe import Recipe
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Seed of everything random in epoch `epoch` (from 0): a function of nothing else, so that
+    training resumed at an epoch boundary goes on as if it had never stopped."""
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Optimiser steps of an epoch: whole batches, or one batch of all when there are fewer rows."""
+    return max(rows // batch_size, 1)
+
+
+def train_epoch(
+    state: TrainState, batches: Batches, recipe: Recipe, seed: int, loss_of: Loss, micro_batch: int
+) -> float:
+    """Train one epoch from `state`, which it advances; the mean loss per row.
+
+    A batch larger than `micro_batch` is accumulated from parts, each weighted by its rows.
+    """
+    generator = torch.Generator().manual_seed(epoch_seed(seed, state.epoch))
+    torch.manual_seed(epoch_seed(seed, state.epoch) ^ 1)  # dropout and stochastic depth
+    network, optimizer = state.network.train(), state.optimizer
+    rows = len(batches.rows)
+    steps = steps_per_epoch(rows, recipe.batch_size)
+    total, warmup = steps * recipe.epochs, round(steps * recipe.warmup)
+    loss_sum, seen = torch.zeros((), device=batches.device), 0
+    drop_last = rows >= recipe.batch_size
+    for images_BCHW, targets_BT in batches.epoch(
+        recipe.batch_size, recipe.augment, generator, drop_last=drop_last
+    ):
+        rate = learning_rate(state.step, total, warmup, recipe.lr)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        for part in pieces(len(images_BCHW), micro_batch):
+            share = (part.stop - part.start) / len(images_BCHW)
+            with autocast(batches.device):
+                pred_BT = network(images_BCHW[part])
+            loss = loss_of(pred_BT, targets_BT[part])
+            (loss * share).backward()
+            loss_sum += loss.detach() * (part.stop - part.start)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.average.update(state.step)
+        state.step += 1
+        seen += len(images_BCHW)
+    state.epoch += 1
+    return float(loss_sum) / seen

@@ -1,0 +1,1 @@
+"""What may be searched: tasks, spaces and recipes. Loads neither torch nor ray."""

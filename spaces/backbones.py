@@ -1,0 +1,67 @@
+"""Facts about backbones that a space and a plan need before any network is built."""
+
+# Images per second in training on one CPU core at 64 px (torch 2.15, batch 32, own measurement,
+# docs/decisions.md). The plan prices recipes with it before anything has run.
+CPU_IMAGES_PER_SECOND_64 = {
+    "test_efficientnet": 466,
+    "test_resnet": 415,
+    "lcnet_050": 385,
+    "mobilenetv3_small_050": 330,
+    "resnet10t": 100,
+    "resnet18": 54,
+}
+
+# Multiply-accumulates of a forward pass at the given side, in 10^9: timm's published tables.
+GMACS = {
+    "resnet18": (1.8, 224),
+    "resnet50": (4.1, 224),
+    "seresnet50": (4.1, 224),
+    "efficientnet_b0": (0.4, 224),
+    "efficientnet_b3": (1.6, 288),
+    "tf_efficientnetv2_s": (5.4, 300),
+    "tf_efficientnet_b7": (38.3, 600),
+    "inception_resnet_v2": (13.2, 299),
+    "convnext_tiny": (4.5, 224),
+    "swinv2_tiny_window8_256": (6.0, 256),
+    "vit_small_patch14_dinov2": (6.1, 224),
+    "eva02_small_patch14_224": (6.1, 224),
+    "maxvit_tiny_tf_224": (5.4, 224),
+    "regnety_016": (1.6, 224),
+    "densenet121": (2.9, 224),
+    "densenet169": (3.4, 224),
+}
+
+# The side that a network with position embeddings or fixed windows is built for.
+FIXED_SIZE = {
+    "swinv2_tiny_window8_256": 256,
+    "vit_small_patch14_dinov2": 224,
+    "eva02_small_patch14_224": 224,
+    "maxvit_tiny_tf_224": 224,
+}
+
+_TRANSFORMERS = ("vit", "swin", "eva", "maxvit", "deit", "beit", "cait", "test_vit")
+
+
+def architecture(backbone: str) -> str:
+    """The timm name without its pretrained tag: "convnext_tiny.fb_in22k" -> "convnext_tiny"."""
+    return backbone.split(".")[0]
+
+
+def family(backbone: str) -> str:
+    """"transformer" or "cnn": learning rates and regularisers differ between the two."""
+    return "transformer" if architecture(backbone).startswith(_TRANSFORMERS) else "cnn"
+
+
+def relative_cost(backbone: str, image_size: int, gpu: bool) -> float:
+    """Training cost of one image, in units of test_efficientnet at 64 px (CPU) or of resnet18 at
+    224 px (GPU). A backbone without an entry counts as a resnet50: dear, yet not excluded."""
+    name = architecture(backbone)
+    if not gpu and name in CPU_IMAGES_PER_SECOND_64:
+        reference = CPU_IMAGES_PER_SECOND_64["test_efficientnet"]
+        return reference / CPU_IMAGES_PER_SECOND_64[name] * (image_size / 64) ** 2
+    gmacs, side = GMACS.get(name, GMACS["resnet50"])
+    gpu_cost = gmacs / GMACS["resnet18"][0] * (image_size / side) ** 2
+    if gpu:
+        return gpu_cost
+    # From the GPU's unit to the CPU's, through resnet18, which is in both tables.
+    return gpu_cost * relative_cost("resnet18", 224, gpu=False)

@@ -1,0 +1,1 @@
+"""The known tasks, one module each; `spaces.registry` finds them by name."""

@@ -1,0 +1,171 @@
+"""Pretrained weights: local folders, and a hub that cannot be reached."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from search.model.backbone import build_model, probe_weights
+from spaces.errors import UserError
+from spaces.recipe import Recipe
+
+FIRST = "conv1.0.weight"  # of test_resnet, (out, in, 3, 3)
+
+
+def recipe(backbone: str = "test_resnet", weights: str = "pretrained") -> Recipe:
+    return Recipe(backbone=backbone, weights=weights, image_size=32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the weights of a test_resnet that was trained for 7 classes."""
+    torch.manual_seed(1)
+    save_file(
+        timm.create_model("test_resnet", num_classes=7).state_dict(),
+        tmp_path / "test_resnet.safetensors",
+    )
+    return tmp_path
+
+
+def saved(folder: Path) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return dict(timm.create_model("test_resnet", num_classes=7).state_dict())
+
+
+def loaded(folder: Path, channels: int = 3) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    network = build_model(recipe(), outputs=5, weights_dir=folder, channels=channels)
+    assert network(torch.randn(2, channels, 32, 32)).shape == (2, 5)
+    return dict(network.backbone.state_dict())
+
+
+def test_local_weights_serve_another_class_count(folder: Path) -> None:
+    theirs, ours = saved(folder), loaded(folder)
+    assert ours.keys() == {name for name in theirs if not name.startswith("fc.")}
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], msg=name)
+
+
+def test_one_channel_sees_grey_images_as_three_channels_did(folder: Path) -> None:
+    theirs, ours = saved(folder), loaded(folder, channels=1)
+    torch.testing.assert_close(ours[FIRST], theirs[FIRST].sum(1, keepdim=True))
+    torch.testing.assert_close(ours["layer1.0.conv1.weight"], theirs["layer1.0.conv1.weight"])
+
+
+def test_more_channels_repeat_the_three_at_the_same_scale(folder: Path) -> None:
+    theirs, ours = saved(folder), loaded(folder, channels=4)
+    torch.testing.assert_close(ours[FIRST][:, :3], theirs[FIRST] * 3 / 4)
+    torch.testing.assert_close(ours[FIRST][:, 3], theirs[FIRST][:, 0] * 3 / 4)
+
+
+@pytest.mark.parametrize("name", ("test_resnet.pth", "test_resnet.pt"))
+def test_torch_files_are_read_too(folder: Path, name: str) -> None:
+    (folder / "test_resnet.safetensors").unlink()
+    state = {f"module.{k}": v for k, v in saved(folder).items()}  # as saved from DataParallel
+    torch.save({"state_dict": state, "epoch": 3}, folder / name)
+    torch.testing.assert_close(loaded(folder)[FIRST], saved(folder)[FIRST])
+
+
+def test_pickled_code_is_refused_and_never_run(folder: Path) -> None:
+    (folder / "test_resnet.safetensors").unlink()
+    mark = folder / "mark"
+
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (mark,)
+
+    torch.save({"state_dict": Attack()}, folder / "test_resnet.pth")
+    with pytest.raises(UserError, match="cannot be read as plain tensors"):
+        loaded(folder)
+    assert not mark.exists()
+
+
+def test_weights_of_another_architecture_are_refused(folder: Path) -> None:
+    foreign = timm.create_model("test_convnext", num_classes=7).state_dict()
+    save_file(foreign, folder / "test_resnet.safetensors")
+    with pytest.raises(UserError, match=r"fill 0 of its \d+ tensors"):
+        loaded(folder)
+
+
+def test_weights_of_another_width_are_refused(folder: Path) -> None:
+    wide = {k: torch.cat([v, v]) if v.ndim else v for k, v in saved(folder).items()}
+    save_file(wide, folder / "test_resnet.safetensors")
+    with pytest.raises(UserError, match="test_resnet"):
+        loaded(folder)
+
+
+def test_a_missing_file_lists_what_is_there(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"no test_vit\.safetensors.*has: test_resnet\.safetensors"):
+        build_model(recipe("test_vit"), outputs=2, weights_dir=folder)
+    with pytest.raises(UserError) as caught:
+        probe_weights(str(folder), ("test_vit", "test_resnet", "test_convnext"))
+    assert len(caught.value.faults) == 2
+    with pytest.raises(UserError, match="does not exist"):
+        probe_weights(str(folder / "nowhere"))
+
+
+def test_a_folder_with_all_weights_is_the_source(folder: Path) -> None:
+    source = probe_weights(str(folder), ("test_resnet",))
+    assert source.pretrained and source.folder == folder
+
+
+def test_a_recipe_of_random_weights_reads_no_file(tmp_path: Path) -> None:
+    build_model(recipe(weights="random"), outputs=2, weights_dir=tmp_path)
+    build_model(recipe(), outputs=2, weights_dir=tmp_path, pretrained=False)
+
+
+# --- the hub
+
+
+@pytest.fixture
+def silent_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A hub that takes connections and never answers, behind no proxy; an empty cache."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield
+
+
+@pytest.mark.usefixtures("silent_hub")
+def test_an_unreachable_hub_is_noticed_within_seconds() -> None:
+    started = time.monotonic()
+    source = probe_weights("auto", ("test_resnet",))
+    assert time.monotonic() - started < 5
+    assert not source.pretrained
+    assert "random weights, since http://127.0.0.1" in source.reason
+    with pytest.raises(UserError, match="asked for but http"):
+        probe_weights("pretrained")
+
+
+def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert "HF_HUB_OFFLINE is set" in probe_weights("auto").reason
+    assert not probe_weights("random").pretrained
+
+
+def test_cached_weights_need_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--timm--test_resnet.r160_in1k" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    assert probe_weights("auto", ("test_resnet",)).pretrained
+    assert not probe_weights("auto", ("test_resnet", "resnet18")).pretrained
+
+
+def test_failing_download_names_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"test_resnet could not be fetched.*--weights DIR"):
+        build_model(recipe(), outputs=2)
