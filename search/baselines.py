@@ -5,6 +5,7 @@ Shapes: N rows, T outputs, K folds, F features, H and W pixels, C = 3 colour cha
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 Floats = NDArray[np.float32]
+Reals = NDArray[np.floating[Any]]
 Images = NDArray[np.uint8]
 
 # What haematoxylin, eosin and DAB absorb in red, green and blue (Ruifrok and Johnston 2001).
@@ -94,16 +96,16 @@ def _statistics(images_NHWC: Images) -> Floats:
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def _pair(x_NP: Floats) -> Floats:
+def _pair(x_NP: Reals) -> Reals:
     return np.stack([x_NP.mean(axis=1), x_NP.std(axis=1)], axis=1)
 
 
-def _percentiles(x_NPC: Floats, cuts: Sequence[int]) -> Floats:
+def _percentiles(x_NPC: Reals, cuts: Sequence[int]) -> Reals:
     values = np.percentile(x_NPC, cuts, axis=1).transpose(1, 0, 2)
     return values.reshape(len(x_NPC), -1).astype(np.float32)
 
 
-def _correlation(x_NPC: Floats, pairs: Sequence[tuple[int, int]]) -> Floats:
+def _correlation(x_NPC: Reals, pairs: Sequence[tuple[int, int]]) -> Reals:
     x = x_NPC - x_NPC.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(x).mean(axis=1)) + 1e-3  # a flat tile has no correlation
     columns = [(x[..., i] * x[..., j]).mean(axis=1) / (norm[:, i] * norm[:, j]) for i, j in pairs]
@@ -115,7 +117,9 @@ def _ridge(x_NF: Floats, targets_TN: Floats, new_MF: Floats) -> Floats:
     features = StandardScaler().fit(x_NF)
     targets = StandardScaler().fit(targets_TN.T)
     model = RidgeCV(alphas=ALPHAS).fit(features.transform(x_NF), targets.transform(targets_TN.T))
-    pred_MT = targets.inverse_transform(model.predict(features.transform(new_MF)).reshape(len(new_MF), -1))
+    pred_MT = targets.inverse_transform(
+        model.predict(features.transform(new_MF)).reshape(len(new_MF), -1)
+    )
     return np.asarray(pred_MT.T, dtype=np.float32)
 
 

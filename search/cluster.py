@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from search.plan import Resources
 from spaces.errors import UserError
@@ -51,7 +52,7 @@ def connect(address: str | None, resources: Resources | None) -> Iterator[None]:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         try:
             ray.init(address=address, **options)

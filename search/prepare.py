@@ -64,35 +64,30 @@ def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
 
     Raises UserError with all faults of what could be looked at together.
     """
-    import numpy as np
-
-    from search.baselines import BASELINES, fold_order
-    from search.data.cache import default_cache, open_store, store_bytes
-    from search.data.check import inspect
-    from search.data.folds import check_folds, make_folds, write_folds
+    from search.data.cache import default_cache
     from search.data.source import resolve_data, sample_notice
-    from search.metrics import fold_scores, get_metric, mean_score
 
+    # What costs nothing to check comes first: a typing error is answered at once.
     task = load_task(args.task)
     wish = wish_of(args)
-    check_wish(wish)
-    if args.folds is not None and args.folds < 2:
-        raise UserError(f"--folds is {args.folds}; at least 2 are needed")
     out = Path(args.out) if args.out else Path("runs") / f"{task.name}-{time.strftime('%m%d-%H%M%S')}"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"--out {out} exists and is not empty; give another folder, or --resume {out} to go on"
-        )
-    resources = _resources(args.address)
-    backbones = wish.backbones or task.backbones(resources.gpu)
-    if wish.backbones:
-        _check_backbones(wish.backbones)
-    weights = _weights(args.weights, backbones)
+    _check_cheaply(args, wish, out)
     cache = Path(args.cache).expanduser() if args.cache else default_cache()
-
     data = resolve_data(task, args.data, cache, args.seed)
     if args.data is None:
         say(sample_notice(task, data))
+    if wish.backbones:
+        _check_backbones(wish.backbones)
+    resources = _resources(args.address)
+    backbones = wish.backbones or task.backbones(resources.gpu)
+    import numpy as np
+
+    from search.baselines import BASELINES, fold_order
+    from search.data.cache import open_store, store_bytes
+    from search.data.check import inspect
+    from search.data.folds import check_folds, make_folds, write_folds
+    from search.metrics import fold_scores, get_metric, mean_score
+
     say("checking the data")
     report = inspect(
         task.layout, data, groups=args.groups, folds=args.folds, seed=args.seed,
@@ -105,6 +100,7 @@ def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
     for row in report.quarantined:
         say(f"left out: {row.id} ({row.path}: {row.reason})")
 
+    weights = _weights(args.weights, backbones)
     images = plan_images(wish, _native_size(report.images.sizes), backbones, resources.gpu)
     paths = [*table.paths, *table.test_paths]
     say(f"{len(table.ids)} train and {len(table.test_ids)} test rows, {len(table.target_names)} "
@@ -231,6 +227,25 @@ def reopen(path: Path | str) -> Setup:
         address=saved["address"],
         weights_dir=Path(folder) if folder else None,
     )
+
+
+def _check_cheaply(args: argparse.Namespace, wish: Wish, out: Path) -> None:
+    """Raises UserError with all faults that can be seen in the command line and the out folder."""
+    faults = []
+    try:
+        check_wish(wish)
+    except UserError as error:
+        faults += error.faults
+    if args.folds is not None and args.folds < 2:
+        faults.append(f"--folds is {args.folds}; at least 2 are needed")
+    if args.data is not None and not Path(args.data).expanduser().is_dir():
+        faults.append(f"--data {args.data} is no folder; give the folder that holds the data")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        faults.append(
+            f"--out {out} exists and is not empty; give another folder, or --resume {out} to go on"
+        )
+    if faults:
+        raise UserError(faults)
 
 
 def _native_size(sizes: Mapping[str, int]) -> int:

@@ -1,5 +1,6 @@
 """Progress in the terminal: a line per finished trial, and a heartbeat with an ETA between them."""
 
+import textwrap
 import time
 from collections.abc import Callable
 
@@ -10,10 +11,15 @@ from search.trials import FINISHED, Trial
 HEARTBEAT = 20.0  # seconds without a line before the next news is worth one
 
 
+def say(text: str) -> None:
+    """Print a line, wrapped at 80 columns."""
+    print(textwrap.fill(text, 80, subsequent_indent="  ", break_on_hyphens=False), flush=True)
+
+
 class TrialLines:
     """Listens to the journal and prints calm lines of at most 80 columns."""
 
-    def __init__(self, director: Director, say: Callable[[str], None] = print) -> None:
+    def __init__(self, director: Director, say: Callable[[str], None] = say) -> None:
         self._director, self._say = director, say
         self._started = self._last = time.monotonic()
         self._ended_before = len(director.trials.all) - len(director.trials.live())

@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("give either a TASK or --resume RUN; `--help` shows both")
 
     from search.prepare import prepare, reopen
-    from search.progress import meter
+    from search.progress import meter, say
 
-    setup = reopen(args.resume) if args.resume else prepare(args, print, meter)
+    setup = reopen(args.resume) if args.resume else prepare(args, say, meter)
     if setup is None:
         return DONE
     return search(setup)

@@ -16,7 +16,7 @@ from spaces.errors import UserError
 FORMAT = 1  # version of the run folder's files; each carries it
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: some writers (numpy, pandas) choose the format by it.

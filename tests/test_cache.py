@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import shutil
@@ -142,6 +143,18 @@ def test_a_full_disk_is_told_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("search.data.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(UserError, match="image store of 40 images at 8 px needs"):
+        opened(root)
+    assert not list((root.parent / "cache/store").glob("*/*"))
+
+
+def test_a_quota_met_on_the_way_is_told_and_nothing_is_left(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.EDQUOT, "over quota")
+
+    monkeypatch.setattr(cache_module.os, "posix_fallocate", full, raising=False)
+    with pytest.raises(UserError, match="choose another --cache"):
         opened(root)
     assert not list((root.parent / "cache/store").glob("*/*"))
 

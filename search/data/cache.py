@@ -3,6 +3,7 @@
 Shapes: N images, H = W = size pixels, C = 3 colours.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -172,11 +173,7 @@ def _write(
         images_NHWC = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.uint8, shape=(len(paths), size, size, 3)
         )
-        with open(temporary, "r+b") as file:
-            # Claims the blocks now: a full disk is an error here, and a killed process (SIGBUS)
-            # when it is met while writing to mapped memory.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        _claim(temporary)
         faults = _fill(images_NHWC, root, paths, size, progress, workers)
         if faults:
             raise UserError(_shorten(faults))
@@ -186,6 +183,22 @@ def _write(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _claim(path: Path) -> None:
+    """Give the sparse file at `path` its blocks now: a full disk is an error here, and a killed
+    process (SIGBUS) when it is met while writing to mapped memory."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason = os.strerror(error.errno)
+                raise UserError(f"{path.parent}: {reason}; choose another --cache") from None
+            # Other errors: a file system that cannot claim blocks, where writing still works.
+            log.debug("cannot claim blocks for %s: %s", path, error)
 
 
 def _fill(

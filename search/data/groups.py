@@ -4,15 +4,18 @@ When nobody says which slide a tile is from, random folds leak the slide. What t
 without telling tissues apart is how a stain absorbs light (its direction in optical density), not
 how much of it there is. Shapes: N tiles, P pixels of a tile, F features, K clusters.
 
-Best silhouette over k = 2..8 as measured with these features (seed 0):
+Best silhouette over k = 2..8 as measured with these features:
 
 | images | silhouette | split |
 |---|---|---|
-| sample of gene_expr, its three slides | MEASURED_SAMPLE |
-| sample of gene_expr, two of its slides | MEASURED_PAIRS |
-| sample of gene_expr, one slide | MEASURED_SINGLE |
-| her2st, five sections, one laboratory | MEASURED_HER2ST |
-| her2st, one section | MEASURED_SECTION |
+| sample of gene_expr, three slides (seeds 0 to 5) | 0.75 to 0.79 | 3, 97.8 to 99.7 % right |
+| sample of gene_expr, two of its slides | 0.70 to 0.80 | 2, 98.6 to 100 % right |
+| sample of gene_expr, one slide (seeds 0 to 5) | 0.34 to 0.46 | none |
+| her2st, five sections, one laboratory | 0.27 | none |
+| her2st, one section | 0.31 to 0.41 | none |
+| her2st, each tile's stains scaled at random by 6 % | 0.24 | none |
+| pixels of random noise | 0.38 | none |
+| chest X-rays (grey) | not tried | none |
 
 Nothing lies between one slide's own variation and real stain shifts of the sample; the threshold
 stands in that gap. The sections of her2st were stained alike, so no split is the right answer
@@ -121,7 +124,7 @@ def _stains(tile_HWC: NDArray[np.uint8]) -> Floats:
     total_P = density_P3.sum(axis=1)
     # Where tissue is scarce, the densest pixels stand in for it.
     tissue_P3 = density_P3[total_P >= min(_TISSUE, np.sort(total_P)[-min(100, len(total_P))])]
-    _, axes = np.linalg.eigh(tissue_P3.T @ tissue_P3 - len(tissue_P3) * _outer(tissue_P3))
+    _, axes = np.linalg.eigh(np.cov(tissue_P3.T, bias=True))
     first, second = (axes[:, i] * _sign(axes[:, i].sum()) for i in (2, 1))
     angle_P = np.arctan2(tissue_P3 @ second, tissue_P3 @ first)
     stains = [
@@ -129,11 +132,6 @@ def _stains(tile_HWC: NDArray[np.uint8]) -> Floats:
     ]
     stains.sort(key=lambda stain: float(stain[0]))  # eosin absorbs less red than haematoxylin
     return np.concatenate([*stains, normal])
-
-
-def _outer(x_P3: Floats) -> Floats:
-    mean = x_P3.mean(axis=0)
-    return np.outer(mean, mean)
 
 
 def _sign(value: float) -> float:

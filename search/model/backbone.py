@@ -148,7 +148,7 @@ def build_model(
     backbone.eval()
     try:
         with torch.no_grad():
-            maps = backbone.forward_features(torch.zeros(1, channels, size, size))
+            maps = backbone.forward_features(torch.zeros(1, channels, size, size))  # type: ignore[operator]
             network = Network(backbone, _layout(recipe, maps, backbone), pooling)
             features = network.features(torch.zeros(1, channels, size, size)).shape[1]
     except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
@@ -299,10 +299,12 @@ def _refuse_foreign(backbone: nn.Module, state: Mapping[str, Tensor], name: str)
     Compared by content, since timm renames tensors of some sources.
     """
     there = {_fingerprint(tensor) for tensor in state.values() if tensor.is_floating_point()}
-    loaded = [_fingerprint(parameter.detach()) in there for parameter in backbone.parameters()]
+    # Kernels only: norms and biases start alike everywhere.
+    kernels = [parameter.detach() for parameter in backbone.parameters() if parameter.ndim > 1]
+    loaded = [_fingerprint(kernel) in there for kernel in kernels]
     if sum(loaded) < 0.5 * len(loaded):
         raise UserError(
-            f"the weights given for {name} fill {sum(loaded)} of its {len(loaded)} tensors; "
+            f"the weights given for {name} fill {sum(loaded)} of its {len(loaded)} kernels; "
             "give a file of this architecture"
         )
 

@@ -39,7 +39,9 @@ def write_sample(folder: Path, seed: int) -> None:
         for row, path in zip(rows, paths, strict=True):
             tile = tissue.draw_tile(rng, tissues[row], tissue.SLIDES[slide_N[row]])
             Image.fromarray(tile).save(folder / path)
-        head = pd.DataFrame({"ID": ids, "path": paths, "slide": [f"S{slide_N[r] + 1}" for r in rows]})
+        head = pd.DataFrame(
+            {"ID": ids, "path": paths, "slide": [f"S{slide_N[r] + 1}" for r in rows]}
+        )
         tables[part] = head, pd.DataFrame(values_NT[rows], columns=names)
 
     head, values = tables["train"]

@@ -48,9 +48,18 @@ class Tissue:
 # Mean and spread of Tissue's fields, in order, in each kind of region. The spreads are wide: the
 # regions overlap, so no tile is told by its kind alone.
 REGIONS = {
-    "tumour": ((0.27, 3.4, 0.15, 0.35, 0.25, 0.4, 0.00, 0.02, 0), (0.10, 0.6, 0.10, 0.2, 0.15, 0.3)),
-    "lymphoid": ((0.24, 1.9, 0.05, 0.60, 0.25, 0.4, 0.0, 0.03, 0), (0.10, 0.3, 0.05, 0.2, 0.1, 0.3)),
-    "stroma": ((0.12, 2.3, 0.75, 0.10, 0.80, 0.6, 0.02, 0.05, 0), (0.05, 0.4, 0.15, 0.1, 0.15, 0.3)),
+    "tumour": (
+        (0.27, 3.4, 0.15, 0.35, 0.25, 0.4, 0.00, 0.02, 0),
+        (0.10, 0.6, 0.10, 0.2, 0.15, 0.3),
+    ),
+    "lymphoid": (
+        (0.24, 1.9, 0.05, 0.60, 0.25, 0.4, 0.0, 0.03, 0),
+        (0.10, 0.3, 0.05, 0.2, 0.1, 0.3),
+    ),
+    "stroma": (
+        (0.12, 2.3, 0.75, 0.10, 0.80, 0.6, 0.02, 0.05, 0),
+        (0.05, 0.4, 0.15, 0.1, 0.15, 0.3),
+    ),
     "fat": ((0.07, 2.0, 0.40, 0.20, 0.40, 0.4, 0.45, 0.02, 0), (0.03, 0.4, 0.2, 0.1, 0.15, 0.3)),
     "edge": ((0.15, 2.6, 0.35, 0.30, 0.50, 0.4, 0.02, 0.12, 0.3), (0.08, 0.7, 0.2, 0.2, 0.2, 0.3)),
 }
@@ -98,9 +107,9 @@ def draw_tile(rng: np.random.Generator, tissue: Tissue, slide: Slide) -> NDArray
     nuclei, chromatin = _nuclei(rng, tissue, bare)
     haematoxylin = 0.06 + 0.04 * _noise(rng, 2.0) + nuclei * chromatin
     eosin = eosin * (1 - 0.5 * nuclei)
-    stains = np.stack(
-        [haematoxylin * slide.strength[0], eosin * slide.strength[1]], axis=-1
-    ) * (1 - bare[..., None])
+    stains = np.stack([haematoxylin * slide.strength[0], eosin * slide.strength[1]], axis=-1) * (
+        1 - bare[..., None]
+    )
     # No two tiles of a slide are stained alike: the slice's thickness varies.
     stains *= rng.normal(1, 0.09, 2)
     density = np.maximum(stains, 0) @ np.array([slide.haematoxylin, slide.eosin])
@@ -121,7 +130,10 @@ def _fibres(rng: np.random.Generator, align: float) -> Floats:
     field = np.zeros((SIDE, SIDE))
     for turn in rng.uniform(-np.pi / 2, np.pi / 2, 5) * (1 - align):
         angle = main + turn
-        along, across = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
+        along, across = (
+            fx * np.cos(angle) + fy * np.sin(angle),
+            fy * np.cos(angle) - fx * np.sin(angle),
+        )
         band = np.exp(-2 * (np.pi * 6.0 * along) ** 2 - 2 * (np.pi * 0.8 * across) ** 2)
         field += np.abs(_shaped(rng, band))
     return (field - field.mean()) / field.std() * 0.8 + 0.9
@@ -173,16 +185,26 @@ def _nuclei(rng: np.random.Generator, tissue: Tissue, bare: Floats) -> tuple[Flo
         stretch = 1 + 1.3 * tissue.spindle * rng.uniform(0.7, 1.3)
         size = tissue.radius * rng.lognormal(0, 0.10)
         angle = main + rng.normal(0, 0.25 + 1.5 * (1 - tissue.align))
-        u = (_X - x) * np.cos(angle) + (_Y - y) * np.sin(angle)
-        v = (_Y - y) * np.cos(angle) - (_X - x) * np.sin(angle)
+        # Only the pixels within reach of the nucleus are touched.
+        near = _window(y, x, size * np.sqrt(stretch) + 2)
+        u = (_X[near] - x) * np.cos(angle) + (_Y[near] - y) * np.sin(angle)
+        v = (_Y[near] - y) * np.cos(angle) - (_X[near] - x) * np.sin(angle)
         reach = np.hypot(u / np.sqrt(stretch), v * np.sqrt(stretch))
         inside = _soft((size - reach) / np.sqrt(stretch))
         # Large nuclei are vesicular: pale within a dark rim. Small ones are dark throughout.
         pale = np.clip((size - 2.2) / 2.5, 0, 0.4)
         ink = rng.normal(dark, 0.12) * (1 - pale * np.clip(1 - reach / size, 0, 1) * 1.4)
-        chromatin = np.where(inside > cover, ink, chromatin)
-        cover = np.maximum(cover, inside)
+        chromatin[near] = np.where(inside > cover[near], ink, chromatin[near])
+        cover[near] = np.maximum(cover[near], inside)
     return cover, np.maximum(chromatin + 0.10 * _noise(rng, 0.7), 0.3)
+
+
+def _window(y: float, x: float, reach: float) -> tuple[slice, slice]:
+    """The part of the tile within `reach` pixels of a point in it."""
+    return (
+        slice(max(0, int(y - reach)), int(y + reach) + 2),
+        slice(max(0, int(x - reach)), int(x + reach) + 2),
+    )
 
 
 def _places(rng: np.random.Generator, count: int, tissue: Tissue) -> Floats:
