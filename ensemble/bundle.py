@@ -56,7 +56,9 @@ class Bundle:
         except (json.JSONDecodeError, UnicodeDecodeError):
             data = None
         if not isinstance(data, dict) or data.get("digest") != _content_digest(data):
-            raise UserError(f"{path} was changed: its digest differs; restore or rebuild the bundle")
+            raise UserError(
+                f"{path} was changed: its digest differs; restore or rebuild the bundle"
+            )
         if data["format"] != FORMAT:
             raise UserError(
                 f"{path} has format {data['format']!r}; this version reads {FORMAT}: "

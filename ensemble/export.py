@@ -95,9 +95,7 @@ def _fill(
     chosen = sorted(selection.chosen, key=lambda m: (-selection.weights_M[m], m))
     folds = sorted({int(fold) for fold in pool.fold_N})
     weights_M, size = selection.weights_M.tolist(), pool.facts.store_size
-    members = tuple(
-        _member(root, run, pool.members[m], weights_M[m], folds, size) for m in chosen
-    )
+    members = tuple(_member(root, run, pool.members[m], weights_M[m], folds, size) for m in chosen)
     bundle = Bundle(
         root=root,
         task=pool.facts.task,

@@ -101,9 +101,7 @@ def read_sample(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return columns, ids
 
 
-def read_values(
-    path: Path, ids: Sequence[str], target_names: Sequence[str]
-) -> NDArray[np.float64]:
+def read_values(path: Path, ids: Sequence[str], target_names: Sequence[str]) -> NDArray[np.float64]:
     """(T, N) values of a CSV whose first column is the id, in the given order of both.
 
     Other columns and rows are ignored. Raises UserError for what is absent or no number.

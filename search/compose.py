@@ -86,6 +86,7 @@ class Session:
             metric=setup.metric,
             seed=setup.seed,
             threads=setup.plan.cpus_per_trial,
+            gpus=setup.plan.gpus_per_trial,
             weights_dir=str(setup.weights_dir) if setup.weights_dir else None,
         )
         if self.director.anything_left():
@@ -125,4 +126,3 @@ def _used(journal: Journal) -> float:
             begin = event.time
         last = event.time
     return used + last - begin
-

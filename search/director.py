@@ -8,13 +8,14 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Protocol
 
 from search import trials as states
 from search.journal import Event, Journal
 from search.plan import FINISH, Plan
 from search.run_folder import RunFolder, write_json
-from search.rungs import Rung, Rungs
+from search.rungs import Rungs
 from search.trials import Trial, Trials
 from spaces.recipe import Recipe
 
@@ -81,8 +82,7 @@ class Director:
     def _recover(self) -> None:
         """Bring trials that a dead driver left open to their end or into the queue."""
         for trial in self.trials.live():
-            stopped = [r for (t, r), go_on in self._decided.items() if t == trial.number and not go_on]
-            if stopped:
+            if not self._passes(trial):
                 self._end(trial, states.PRUNED, self._pruned_reason(trial.number))
             elif len(trial.folds) == self.plan_folds:
                 self._finish(trial)
@@ -120,9 +120,7 @@ class Director:
         if not backbones:
             return None
         params, recipe, source = self._sampler.ask(number, backbones)
-        self._journal.append(
-            "ask", number, params=params, recipe=recipe.to_dict(), source=source
-        )
+        self._journal.append("ask", number, params=params, recipe=recipe.to_dict(), source=source)
         return self._attempt(self.trials.all[number])
 
     def _attempt(self, trial: Trial) -> dict[str, Any]:
@@ -149,9 +147,11 @@ class Director:
             if seconds is not None:
                 seen.setdefault(trial.backbone, []).append(seconds * epochs)
         # An unseen backbone may be tried while there is time to prune it.
-        return tuple(
-            b for b in self.plan.backbones if b not in seen or min(seen[b]) < left
-        ) if seen else self.plan.backbones
+        return (
+            tuple(b for b in self.plan.backbones if b not in seen or min(seen[b]) < left)
+            if seen
+            else self.plan.backbones
+        )
 
     # -- hearing -------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Director:
         if end is not None:
             self._end(trial, end["state"], end["reason"])
             return False
-        if not self._passes(trial, result["points"]):
+        if not self._passes(trial):
             self._end(trial, states.PRUNED, self._pruned_reason(number))
             return False
         if len(trial.folds) == self.plan_folds:
@@ -182,22 +182,22 @@ class Director:
             return False
         return self._may_go_on(trial)
 
-    def _passes(self, trial: Trial, points: list[dict[str, Any]]) -> bool:
-        """Judge the trial at every rung that it has reached and was not judged at."""
-        reached: list[tuple[Rung, float]] = []
-        for point in points:
-            rung = Rung(0, point["epoch"])
-            if point["fold"] == self.fold_order[0] and rung in self.plan.rungs:
-                reached.append((rung, point["score"]))
-        done = Rung(len(trial.folds), 0)
-        if trial.folds and done in self.plan.rungs:
-            reached.append((done, trial.score()))
-        for rung, value in reached:
-            if (trial.number, str(rung)) in self._decided:
-                continue
-            verdict = self.rungs.judge(rung, trial.number, value)
-            self._journal.append("decision", trial.number, trial.attempt, **verdict.__dict__)
-            if not verdict.go_on:
+    def _passes(self, trial: Trial) -> bool:
+        """Judge the trial at every rung that it has reached; whether it passed them all."""
+        scores = list(trial.fold_scores().values())  # in the order in which folds are visited
+        for rung in self.plan.rungs:
+            name = str(rung)
+            if (trial.number, name) not in self._decided:
+                if rung.folds:
+                    value = fmean(scores[: rung.folds]) if len(scores) >= rung.folds else None
+                else:
+                    point = trial.curve.get((self.fold_order[0], rung.epoch))
+                    value = point["score"] if point else None
+                if value is None:
+                    return True
+                verdict = self.rungs.judge(rung, trial.number, value)
+                self._journal.append("decision", trial.number, trial.attempt, **verdict.__dict__)
+            if not self._decided[trial.number, name]:
                 return False
         return True
 
@@ -243,7 +243,9 @@ class Director:
         self._on_member()
 
     def _end(self, trial: Trial, state: str, reason: str, **extra: Any) -> None:
-        self._journal.append("end", trial.number, trial.attempt, state=state, reason=reason, **extra)
+        self._journal.append(
+            "end", trial.number, trial.attempt, state=state, reason=reason, **extra
+        )
         for attempt in range(1, trial.attempt + 1):
             shutil.rmtree(self.run.work(trial.number, attempt), ignore_errors=True)
         if state != states.FINISHED:

@@ -155,9 +155,7 @@ def read_oof(
         if meta.get(what) != value
     ]
     try:
-        pred_TN = np.load(
-            folder / "pred.npy", mmap_mode="r" if mmap else None, allow_pickle=False
-        )
+        pred_TN = np.load(folder / "pred.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = f"{who} has no readable pred.npy ({error}); restore it or delete {folder}"
         raise UserError([*faults, reason]) from None

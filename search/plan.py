@@ -245,4 +245,3 @@ def _workers(wish: Wish, resources: Resources, reasons: list[str]) -> tuple[int,
         reasons.append(f"workers {workers}: {why}")
     reasons.append(f"threads per worker {cpus}: its CPUs")
     return workers, cpus, gpus
-

@@ -70,7 +70,9 @@ def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
     # What costs nothing to check comes first: a typing error is answered at once.
     task = load_task(args.task)
     wish = wish_of(args)
-    out = Path(args.out) if args.out else Path("runs") / f"{task.name}-{time.strftime('%m%d-%H%M%S')}"
+    out = (
+        Path(args.out) if args.out else Path("runs") / f"{task.name}-{time.strftime('%m%d-%H%M%S')}"
+    )
     _check_cheaply(args, wish, out)
     cache = Path(args.cache).expanduser() if args.cache else default_cache()
     data = resolve_data(task, args.data, cache, args.seed)
@@ -117,7 +119,7 @@ def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
     folds = int(fold_N.max()) + 1
 
     metric = get_metric(task.metric, **task.metric_args).fit(table.targets_TN)
-    baselines = []
+    baselines: list[dict[str, Any]] = []
     for name, baseline in BASELINES.items():
         started = time.monotonic()
         oof_TN = baseline.oof(train_NHWC, table.targets_TN, fold_N)
@@ -130,7 +132,9 @@ def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
             "seconds": time.monotonic() - started,
         })  # fmt: skip
         say(f"baseline {name}: {mean_score(scores).value:.4f} (mean over {folds} folds)")
-    order = fold_order(baselines[0]["fold_scores"])
+    # The strongest baseline tells most about how hard a fold is.
+    strongest = max(baselines, key=lambda b: sum(b["fold_scores"]))
+    order = fold_order(strongest["fold_scores"])
 
     facts = Facts(
         rows=len(table.ids), test_rows=len(table.test_ids), outputs=len(table.target_names),
@@ -231,7 +235,7 @@ def reopen(path: Path | str) -> Setup:
 
 def _check_cheaply(args: argparse.Namespace, wish: Wish, out: Path) -> None:
     """Raises UserError with all faults that can be seen in the command line and the out folder."""
-    faults = []
+    faults: list[str] = []
     try:
         check_wish(wish)
     except UserError as error:

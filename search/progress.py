@@ -81,7 +81,7 @@ class TrialLines:
 
 
 def duration(seconds: float) -> str:
-    """"45 s", "12 min", "3.5 h"."""
+    """ "45 s", "12 min", "3.5 h"."""
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -90,7 +90,13 @@ def duration(seconds: float) -> str:
 def meter(what: str) -> Callable[[int, int], None]:
     """A progress bar for `what` on a terminal; elsewhere a line when half and all is done."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console()
     if not console.is_terminal:

@@ -7,7 +7,7 @@ A worker imports torch and opens the image store once; later trials reuse it (`r
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from spaces.seeds import derive
 
 NEWS_SECONDS = 5.0  # at the first epoch's end after this long a step reports, decision or not
 CHECKPOINT_SECONDS = 20.0  # between epoch checkpoints
+STORE_SHARE = 0.4  # of a worker's free GPU memory that the image store may take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Context:
     metric: dict[str, Any]  # FittedMetric.to_dict()
     seed: int
     threads: int
+    gpus: float  # share of a GPU that the worker has
     weights_dir: str | None
 
 
@@ -41,6 +43,7 @@ class Worker:
         import numpy as np
         import torch
 
+        from search.data.batches import to_device
         from search.data.cache import load_store
         from search.data.folds import read_folds
         from search.metrics import FittedMetric
@@ -55,11 +58,15 @@ class Worker:
         self.fold_N = read_folds(self.run.folds).fold
         self.targets_TN = np.load(self.run.targets, mmap_mode="r")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        images_NHWC = load_store(Path(context.store)).images_NHWC
+        images_NHWC: Any = load_store(Path(context.store)).images_NHWC
         rows = len(self.fold_N)
+        if self.device == "cuda":
+            # Trials that share a GPU share its memory: what is free now may not be free later.
+            budget = torch.cuda.mem_get_info()[0] * STORE_SHARE * min(1, context.gpus)
+            images_NHWC = to_device(images_NHWC, self.device, int(budget))
         self.images_NHWC, self.test_images_NHWC = images_NHWC[:rows], images_NHWC[rows:]
 
-    def reports(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def reports(self, config: dict[str, Any]) -> Generator[dict[str, Any]]:
         """Run a trial's remaining folds; yields a report whenever there is something to decide.
 
         The last report has an "end" when the trial cannot go on; errors become named end states.
@@ -80,7 +87,7 @@ class Worker:
             reason = traceback.format_exc()
             yield {**head, "points": [], "end": {"state": "failed", "reason": reason}}
 
-    def _fold(self, config: dict[str, Any], fold: int) -> Iterator[dict[str, Any]]:
+    def _fold(self, config: dict[str, Any], fold: int) -> Generator[dict[str, Any]]:
         import numpy as np
 
         from search.oof import write_fold
@@ -115,6 +122,7 @@ class Worker:
         true_TV = np.asarray(self.targets_TN[:, valid_V])
         while not training.done:
             result = training.epoch()
+            assert result.pred_TV is not None
             score = self.metric.score(result.pred_TV, true_TV)
             point = {
                 "fold": fold,

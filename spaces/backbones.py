@@ -48,7 +48,7 @@ def architecture(backbone: str) -> str:
 
 
 def family(backbone: str) -> str:
-    """"transformer" or "cnn": learning rates and regularisers differ between the two."""
+    """ "transformer" or "cnn": learning rates and regularisers differ between the two."""
     return "transformer" if architecture(backbone).startswith(_TRANSFORMERS) else "cnn"
 
 

@@ -37,7 +37,11 @@ def problem(seed, members=5, outputs=7, rows=40, folds=3, noise=1.0):
     profile = rng.normal(3, 2, (outputs, 1))
     true_TN = profile + rng.normal(size=(outputs, rows))
     preds = [
-        (profile + rng.uniform(0.2, 1) * (true_TN - profile) + noise * rng.normal(size=true_TN.shape))
+        (
+            profile
+            + rng.uniform(0.2, 1) * (true_TN - profile)
+            + noise * rng.normal(size=true_TN.shape)
+        )
         for _ in range(members)
     ]
     fold_N = rng.permutation(np.arange(rows) % folds)

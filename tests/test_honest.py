@@ -51,9 +51,7 @@ def test_on_pure_noise_selection_is_optimistic_and_the_nested_score_is_not():
         rng = np.random.default_rng(seed)
         true_TN = rng.normal(size=(1, 60)).astype(np.float32)
         preds = [rng.normal(size=(1, 60)).astype(np.float32) for _ in range(20)]
-        engine = make_engine(
-            get_metric("pearson").fit(true_TN), preds, true_TN, np.arange(60) % 3
-        )
+        engine = make_engine(get_metric("pearson").fit(true_TN), preds, true_TN, np.arange(60) % 3)
         optimistic.append(select(engine).score)
         honest.append(nested(engine).ensemble.mean)
     assert np.mean(optimistic) > 0.3  # the true correlation is 0

@@ -58,7 +58,7 @@ class Network(nn.Module):
         self.backbone = backbone
         self.gem = GeM() if pooling == "gem" else None
         self.head: nn.Module = nn.Identity()
-        self._layout = layout
+        self.layout = layout
         self._pooling = pooling
         self._prefix = int(getattr(backbone, "num_prefix_tokens", 0))
 
@@ -81,18 +81,18 @@ class Network(nn.Module):
 
     def _positions(self, maps: Tensor) -> Tensor:
         """Feature maps of any layout -> (B, positions, C), without class tokens."""
-        if self._layout == "tokens":
+        if self.layout == "tokens":
             return maps[:, self._prefix :]
-        if self._layout == "nhwc":
+        if self.layout == "nhwc":
             return maps.flatten(1, 2)
         return maps.flatten(2).transpose(1, 2)
 
     def _spread(self, pooled_BC: Tensor) -> Tensor:
         """Pooled features as a map of one position, which timm's own pooling leaves as it is, so
         that layers between pooling and classifier (norms, 1x1 convolutions) still apply."""
-        if self._layout == "tokens":
+        if self.layout == "tokens":
             return pooled_BC[:, None].expand(-1, self._prefix + 1, -1)
-        if self._layout == "nhwc":
+        if self.layout == "nhwc":
             return pooled_BC[:, None, None, :]
         return pooled_BC[:, :, None, None]
 

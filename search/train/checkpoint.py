@@ -29,6 +29,7 @@ class TrainState:
     epoch: int = 0  # epochs completed
     step: int = 0  # optimiser steps completed
     micro_batch: int = 0
+    bf16: bool = False  # whether forward and backward compute in bfloat16
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of all tensors, on the CPU."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from search.data.batches import Batches
 from search.model.backbone import build_model, model_facts
-from search.model.infer import FORMAT, original_units, predict_batches
+from search.model.infer import FORMAT, bf16_pays, original_units, predict_batches
 from search.model.losses import Loss, make_loss, target_scale
 from search.run_folder import write_file
 from search.train.checkpoint import TrainState, load_epoch, save_epoch
@@ -52,6 +52,7 @@ class FoldJob:
     seed: int = 0  # derived from run seed, trial and fold
     device: str = "cpu"
     weights_dir: Path | None = None  # local pretrained weights; None: timm's own
+    bf16: bool | None = None  # train in bfloat16; None: where it is faster
     evaluate_at: frozenset[int] | None = None  # epochs (from 1); None: all; the last always
 
 
@@ -104,6 +105,7 @@ class FoldTraining:
             AveragedModel(network, job.recipe.ema),
             make_optimizer(network, job.recipe),
             micro_batch=min(job.recipe.batch_size, len(job.train_rows)),
+            bf16=bf16_pays(network, job.device) if job.bf16 is None else job.bf16,
         )
         self._pred_TV: Floats | None = None  # by the state after the last epoch
 
@@ -144,7 +146,7 @@ class FoldTraining:
         if job.test_images_NHWC is not None:
             rows = np.arange(len(job.test_images_NHWC))
             test = self._batches(job.test_images_NHWC, NO_TARGETS, rows)
-            test_pred_TS = self._predict(test, job.recipe.tta, exact=True)
+            test_pred_TS = self._predict(test, job.recipe.tta, bf16=False)
         return FoldResult(
             pred_TV=self._pred_TV,
             test_pred_TS=test_pred_TS,
@@ -170,7 +172,9 @@ class FoldTraining:
         return Batches(images, targets, rows, size, self.mean, self.std, self.job.device)
 
     def _predict_valid(self) -> Floats:
-        return self._predict(self.valid, self.job.recipe.tta if self.done else 1, self.done)
+        if self.done:
+            return self._predict(self.valid, self.job.recipe.tta, bf16=False)
+        return self._predict(self.valid, 1, self.state.bf16)
 
     def _train_epoch(self) -> float:
         """One epoch, at the largest micro-batch that fits; the loss."""
@@ -189,11 +193,11 @@ class FoldTraining:
             raise Diverged(f"the loss is {loss} in epoch {state.epoch}")
         return loss
 
-    def _predict(self, batches: Batches, tta: int, exact: bool) -> Floats:
+    def _predict(self, batches: Batches, tta: int, bf16: bool) -> Floats:
         """Predictions (T, N) by the averaged weights, in original units."""
 
         def attempt(batch_size: int) -> Tensor:
-            return predict_batches(self.state.average.network, batches, tta, batch_size, exact)
+            return predict_batches(self.state.average.network, batches, tta, batch_size, bf16)
 
         size = max(2 * self.state.micro_batch, 64)
         pred_NT, _ = with_halving(attempt, size, lambda: None, self.job.device)

@@ -51,7 +51,7 @@ def train_epoch(
             group["lr"] = rate * group["scale"]
         for part in pieces(len(images_BCHW), micro_batch):
             share = (part.stop - part.start) / len(images_BCHW)
-            with autocast(batches.device):
+            with autocast(batches.device, state.bf16):
                 pred_BT = network(images_BCHW[part])
             loss = loss_of(pred_BT, targets_BT[part])
             (loss * share).backward()

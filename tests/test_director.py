@@ -1,0 +1,230 @@
+"""The director: folds in order, pruning, named ends, and the same decisions after any death.
+
+A fake worker stands in for Ray and training: its scores are a function of the recipe, fold, epoch.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from search import trials as states
+from search.director import Clock, Director
+from search.journal import Event, Journal, read_events
+from search.plan import FINISH, Facts, Plan, Resources, Wish, make_plan, plan_images
+from search.run_folder import RunFolder
+from search.trials import Trial
+from spaces.recipe import Recipe
+
+FOLDS, EPOCHS, ORDER = 3, 10, [1, 0, 2]
+
+
+class Sampler:
+    """Draws a "quality" per trial, which the fake worker turns into scores."""
+
+    def __init__(self) -> None:
+        self.heard: list[Event] = []
+
+    def ask(self, number: int, backbones: tuple[str, ...]) -> tuple[dict[str, Any], Recipe, str]:
+        quality = random.Random(number).random()
+        return {"quality": quality}, Recipe(backbone=backbones[0], lr=0.001 + quality), "random"
+
+    def apply(self, event: Event) -> None:
+        self.heard.append(event)
+
+
+class Killed(Exception):
+    """The driver dies here."""
+
+
+def plan_of(trials: int | None = 12, hours: float | None = None) -> Plan:
+    wish = Wish(trials=trials, hours=hours, epochs=EPOCHS)
+    facts = Facts(rows=90, test_rows=0, outputs=2, folds=FOLDS, backbones=("test_resnet",))
+    one = Resources(cpus=1, gpus=0, memory_bytes=8 * 10**9)
+    return make_plan(wish, facts, plan_images(wish, 32, facts.backbones, False), one)
+
+
+def finalise(trial: Trial) -> dict[str, float]:
+    return {"score": trial.score(), "pooled": 0.0}
+
+
+def director_of(root: Path, plan: Plan | None = None, clock: Clock | None = None) -> Director:
+    return Director(
+        RunFolder(root), plan or plan_of(), Journal(root / "journal.jsonl"), Sampler(),
+        fold_order=ORDER, clock=clock or Clock(), finalise=finalise,
+    )  # fmt: skip
+
+
+def point(config: dict[str, Any], fold: int, epoch: int) -> dict[str, Any]:
+    quality = config["recipe"]["lr"]
+    score = quality * (1 - 0.9**epoch) + 0.01 * fold
+    return {"fold": fold, "epoch": epoch, "score": score, "seconds": 0.01, "peak_memory": 1,
+            "micro_batch": 8, "loss": 1.0, "parts": {}, "images_per_second": 1.0}  # fmt: skip
+
+
+def reports(run: RunFolder, config: dict[str, Any]) -> Any:
+    """What a worker reports of a trial: at rungs and at folds' ends."""
+    head = {"trial": config["trial"], "attempt": config["attempt"]}
+    for fold in config["folds"]:
+        news = []
+        for epoch in range(1, EPOCHS + 1):
+            news.append(point(config, fold, epoch))
+            if fold == config["first_fold"] and epoch in config["rung_epochs"]:
+                yield {**head, "points": news}
+                news = []
+        work = run.work(config["trial"], config["attempt"])
+        work.mkdir(parents=True, exist_ok=True)
+        np.save(work / f"fold-{fold}.npy", np.zeros(3))
+        score = point(config, fold, EPOCHS)["score"]
+        done = {"fold": fold, "score": score, "parts": {}, "params": 5}
+        yield {**head, "points": news, "fold": done}
+
+
+def work(director: Director, before: Callable[[], None] = lambda: None) -> None:
+    """One worker, until nothing is left; `before` is called before each report is heard."""
+    while (config := director.next_config()) is not None:
+        for report in reports(director.run, config):
+            before()
+            if not director.on_result(report):
+                break
+
+
+def outcome(root: Path) -> list[tuple[Any, ...]]:
+    """The decisions in a journal, without times and attempts."""
+    kept = []
+    for event in read_events(root / "journal.jsonl")[0]:
+        if event.kind in ("ask", "decision", "fold", "end"):
+            kept.append((event.kind, event.trial, repr(sorted(event.data.items(), key=str))))
+    return kept
+
+
+def test_a_search_ends_with_every_trial_in_a_named_state(tmp_path: Path) -> None:
+    director = director_of(tmp_path)
+    work(director)
+    found = director.trials.all
+    assert len(found) == 12 and not director.trials.live()
+    assert {t.state for t in found.values()} == {states.FINISHED, states.PRUNED}
+    for trial in found.values():
+        if trial.state == states.FINISHED:
+            assert list(trial.folds) == ORDER
+            assert (director.run.checkpoints(trial.number) / "recipe.json").is_file()
+        else:
+            assert "< cut" in trial.reason and not director.run.oof(trial.number).exists()
+    best = max(found.values(), key=lambda t: t.recipe["lr"])
+    assert director.trials.best() == best
+    assert not list(tmp_path.glob("work/*"))
+
+
+def test_comparisons_are_made_at_the_first_fold_and_between_folds(tmp_path: Path) -> None:
+    director = director_of(tmp_path)
+    work(director)
+    decisions = [e for e in read_events(tmp_path / "journal.jsonl")[0] if e.kind == "decision"]
+    assert {e.data["rung"] for e in decisions} == {"0+1", "0+4", "1+0", "2+0"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_any_report_and_resumed_it_decides_the_same(tmp_path: Path, seed: int) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for root in (whole, broken):
+        root.mkdir()
+    work(director_of(whole))
+    rng = random.Random(seed)
+    for _ in range(200):
+        director = director_of(broken)
+        fuse = iter([False] * rng.randrange(11) + [True])
+
+        def die(fuse: Iterator[bool] = fuse) -> None:
+            if next(fuse, False):
+                raise Killed
+
+        try:
+            work(director, die)
+        except Killed:
+            path = broken / "journal.jsonl"
+            raw = path.read_bytes()
+            # The machine may also lose the tail of what was written last.
+            path.write_bytes(raw[: len(raw) - rng.choice([0, 0, 1, 40])])
+            continue
+        break
+    assert outcome(broken) == outcome(whole)
+
+
+def test_finished_folds_are_not_trained_again(tmp_path: Path) -> None:
+    director = director_of(tmp_path, plan_of(1))
+    config = director.next_config()
+    assert config is not None and config["folds"] == ORDER
+    for report in reports(director.run, config):
+        director.on_result(report)
+        if "fold" in report:
+            break
+    again = director_of(tmp_path, plan_of(1)).next_config()
+    assert again is not None
+    assert again["folds"] == ORDER[1:] and again["attempt"] == 2
+    assert director.run.oof(0).joinpath("fold-1.npy").is_file()
+
+
+def test_a_late_report_of_an_older_attempt_is_ignored(tmp_path: Path) -> None:
+    director = director_of(tmp_path, plan_of(1))
+    config = director.next_config()
+    assert config is not None
+    director.on_lost(0, "node died")
+    second = director.next_config()
+    assert second is not None and second["attempt"] == 2
+    before = len(read_events(tmp_path / "journal.jsonl")[0])
+    assert not director.on_result({**next(iter(reports(director.run, config)))})
+    assert len(read_events(tmp_path / "journal.jsonl")[0]) == before
+
+
+def test_a_trial_whose_worker_keeps_dying_is_failed(tmp_path: Path) -> None:
+    director = director_of(tmp_path, plan_of(1))
+    for _ in range(3):
+        assert director.next_config() is not None
+        director.on_lost(0, "actor died")
+    assert director.next_config() is None
+    assert director.trials.all[0].state == states.FAILED
+    assert "actor died" in director.trials.all[0].reason
+
+
+@pytest.mark.parametrize("state", [states.DIVERGED, states.OUT_OF_MEMORY, states.FAILED])
+def test_a_worker_can_name_the_end(tmp_path: Path, state: str) -> None:
+    director = director_of(tmp_path, plan_of(1))
+    config = director.next_config()
+    assert config is not None
+    end = {"trial": 0, "attempt": 1, "points": [], "end": {"state": state, "reason": "because"}}
+    assert not director.on_result(end)
+    trial = director.trials.all[0]
+    assert (trial.state, trial.reason) == (state, "because") and math.isnan(trial.score())
+
+
+def test_nothing_starts_when_time_is_up_and_what_cannot_end_is_stopped(tmp_path: Path) -> None:
+    import time
+
+    clock = Clock(deadline=time.monotonic() + FINISH + 0.05)
+    director = director_of(tmp_path, plan_of(None, hours=1), clock)
+    config = director.next_config()
+    assert config is not None
+    stream = reports(director.run, config)
+    report = next(stream)
+    report["points"][0]["seconds"] = 5.0
+    assert not director.on_result(report)
+    assert director.trials.all[0].state == states.STOPPED
+    assert "out of time" in director.trials.all[0].reason
+    time.sleep(0.06)
+    assert director.next_config() is None and not director.anything_left()
+
+
+def test_after_ctrl_c_only_the_last_fold_is_finished(tmp_path: Path) -> None:
+    director = director_of(tmp_path)
+    config = director.next_config()
+    assert config is not None
+    for report in reports(director.run, config):
+        if len(director.trials.all[0].folds) == FOLDS - 1:
+            director.interrupted = True
+        if not director.on_result(report):
+            break
+    assert director.trials.all[0].state == states.FINISHED
+    assert director.next_config() is None

@@ -1,0 +1,82 @@
+"""The plan: budgets become epochs, workers and sizes; impossible wishes are told at once."""
+
+import json
+
+import pytest
+
+from search.plan import Facts, Plan, Resources, Wish, check_wish, make_plan, plan_images
+from spaces.errors import UserError
+from spaces.tasks.gene_expr import CPU_BACKBONES, GPU_BACKBONES
+
+CPU = Resources(cpus=2, gpus=0, memory_bytes=20 * 10**9)
+GPU = Resources(cpus=32, gpus=4, memory_bytes=200 * 10**9)
+
+
+def plan_of(wish: Wish, resources: Resources = CPU, rows: int = 828, native: int = 64) -> Plan:
+    offered = wish.backbones or (GPU_BACKBONES if resources.gpu else CPU_BACKBONES)
+    facts = Facts(rows=rows, test_rows=244, outputs=250, folds=5, backbones=offered)
+    return make_plan(wish, facts, plan_images(wish, native, offered, resources.gpu), resources)
+
+
+def test_a_worker_for_each_core_and_each_gpu() -> None:
+    assert plan_of(Wish()).workers == 2
+    plan = plan_of(Wish(), GPU, native=224)
+    assert (plan.workers, plan.cpus_per_trial, plan.gpus_per_trial) == (4, 8, 1.0)
+    assert plan_of(Wish(gpus_per_trial=0.5), GPU).workers == 8
+
+
+def test_little_memory_makes_fewer_workers() -> None:
+    scarce = Resources(cpus=16, gpus=0, memory_bytes=6 * 10**9)
+    assert plan_of(Wish(), scarce).workers == 4
+
+
+def test_more_hours_never_mean_fewer_epochs_or_backbones() -> None:
+    plans = [plan_of(Wish(hours=h)) for h in (0.02, 0.1, 0.25, 1, 4, 24)]
+    assert [p.epochs for p in plans] == sorted(p.epochs for p in plans)
+    counts = [len(p.backbones) for p in plans]
+    assert counts == sorted(counts) and counts[0] >= 1
+
+
+def test_a_short_run_leaves_out_what_would_eat_it() -> None:
+    plan = plan_of(Wish(hours=0.1), rows=2500, native=224)
+    assert "resnet10t" not in plan.backbones and "test_resnet" in plan.backbones
+    assert any("without" in reason for reason in plan.reasons)
+
+
+def test_what_was_asked_for_is_kept() -> None:
+    wish = Wish(trials=3, epochs=7, image_sizes=(48, 32), backbones=("resnet18",))
+    plan = plan_of(wish)
+    assert (plan.trials, plan.epochs, plan.image_sizes) == (3, 7, (48, 32))
+    assert plan.backbones == ("resnet18",) and plan.store_size == 48
+
+
+def test_the_store_is_never_larger_than_the_images() -> None:
+    assert plan_of(Wish(image_sizes=(512,)), native=64).store_size == 64
+    assert plan_of(Wish(), GPU, native=512).store_size == 299
+
+
+def test_every_choice_has_a_reason() -> None:
+    text = "\n".join(plan_of(Wish(hours=0.25)).reasons)
+    for word in ("workers", "threads", "image size", "epochs", "backbones", "rungs", "stored"):
+        assert word in text
+
+
+def test_a_plan_comes_back_from_json() -> None:
+    plan = plan_of(Wish(hours=0.25))
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_impossible_wishes_are_told_all_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        check_wish(Wish(trials=0, hours=-1, epochs=0, image_sizes=(0, 64), gpus_per_trial=2))
+    text = str(caught.value)
+    assert len(caught.value.faults) == 5
+    for word in ("--trials is 0", "--hours is -1", "--epochs is 0", "--image-size is 0"):
+        assert word in text
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UserError, match="no GPU was found"):
+        plan_of(Wish(gpus_per_trial=1))
+    with pytest.raises(UserError, match="there are 2 CPUs"):
+        plan_of(Wish(cpus_per_trial=8))
