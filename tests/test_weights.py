@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from search.model.backbone import build_model, probe_weights
+from search.model.backbone import build_model
+from search.model.weights import probe_weights
 from spaces.errors import UserError
 from spaces.recipe import Recipe
 

@@ -1,0 +1,154 @@
+"""Pretrained weights: where they can come from, and reading them from a local folder."""
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from timm.models import get_pretrained_cfg, load_state_dict
+from torch import Tensor, nn
+
+from spaces.errors import UserError
+
+_SUFFIXES = (".safetensors", ".pth", ".pt")
+_HUB_SECONDS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSource:
+    """Where pretrained weights come from: the hub (`folder` None), a folder, or nowhere."""
+
+    pretrained: bool
+    folder: Path | None
+    reason: str
+
+
+def probe_weights(mode: str, backbones: Sequence[str] = ()) -> WeightsSource:
+    """Where pretrained weights can come from; answers within seconds.
+
+    mode: "random"; "pretrained" (the hub, or UserError); "auto" (the hub if it answers or already
+    has the weights in its cache, else random weights); or a folder of weight files, which must
+    hold every one of `backbones`.
+    """
+    if mode == "random":
+        return WeightsSource(pretrained=False, folder=None, reason="random weights were asked for")
+    if mode not in ("auto", "pretrained"):
+        folder = Path(mode).expanduser()
+        faults: list[str] = []
+        for name in backbones:
+            try:
+                weight_file(folder, name)
+            except UserError as error:
+                faults += error.faults
+        if faults or not folder.is_dir():
+            raise UserError(faults or _no_folder(folder))
+        return WeightsSource(pretrained=True, folder=folder, reason=f"weights from {folder}")
+    absent = _not_cached(backbones)
+    if not absent:
+        reason = "pretrained weights are in the local cache"
+        return WeightsSource(pretrained=True, folder=None, reason=reason)
+    fault = _hub_fault()
+    if fault is None:
+        return WeightsSource(pretrained=True, folder=None, reason="the weights hub answers")
+    if mode == "pretrained":
+        raise UserError(
+            f"pretrained weights were asked for but {fault}; connect to it, or use "
+            "--weights DIR for local files, or --weights random"
+        )
+    return WeightsSource(pretrained=False, folder=None, reason=f"random weights, since {fault}")
+
+
+def _no_folder(folder: Path) -> str:
+    return f"weights folder {folder} does not exist; give auto, pretrained, random or a folder"
+
+
+def weight_file(folder: Path, backbone: str) -> Path:
+    """The file of a backbone: `arch.tag` if named so, else `arch`, with a known suffix."""
+    if not folder.is_dir():
+        raise UserError(_no_folder(folder))
+    for stem in dict.fromkeys((backbone, backbone.split(".")[0])):
+        for suffix in _SUFFIXES:
+            path = folder / f"{stem}{suffix}"
+            if path.is_file():
+                return path
+    there = sorted(p.name for p in folder.iterdir() if p.suffix in _SUFFIXES)
+    raise UserError(
+        f"weights folder {folder} has no {backbone}.safetensors (or .pth, .pt); "
+        f"it has: {', '.join(there) or 'no weight file'}"
+    )
+
+
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """Tensors of a weight file. Pickled code is refused, never run."""
+    try:
+        return load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:  # every reader has its own kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"weights file {path} cannot be read as plain tensors ({reason}); "
+            "save a state_dict, best as .safetensors"
+        ) from error
+
+
+def refuse_foreign(backbone: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """timm loads what fits and leaves the rest random. Refuse a file of which little was used.
+
+    Compared by content, since timm renames tensors of some sources.
+    """
+    there = {_fingerprint(tensor) for tensor in state.values() if tensor.is_floating_point()}
+    # Kernels only: norms and biases start alike everywhere.
+    kernels = [parameter.detach() for parameter in backbone.parameters() if parameter.ndim > 1]
+    loaded = [_fingerprint(kernel) in there for kernel in kernels]
+    if sum(loaded) < 0.5 * len(loaded):
+        raise UserError(
+            f"the weights given for {name} fill {sum(loaded)} of its {len(loaded)} kernels; "
+            "give a file of this architecture"
+        )
+
+
+def _fingerprint(tensor: Tensor) -> tuple[int, float, float]:
+    flat = tensor.float().flatten()
+    return flat.numel(), float(flat.double().sum()), float(flat.abs().max() if len(flat) else 0)
+
+
+def _not_cached(backbones: Sequence[str]) -> list[str]:
+    """Those whose weights the hub's local cache lacks; without names, a stand-in entry."""
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    absent = []
+    for name in backbones:
+        config = get_pretrained_cfg(name)
+        hub = config.hf_hub_id if config else None
+        snapshots = cache / f"models--{str(hub).replace('/', '--')}" / "snapshots"
+        files = ("model.safetensors", "pytorch_model.bin")
+        if not hub or not any(any(snapshots.glob(f"*/{file}")) for file in files):
+            absent.append(name)
+    return absent if backbones else ["any"]
+
+
+def _hub_fault(seconds: float = _HUB_SECONDS) -> str | None:
+    """Why the weights hub cannot be used, None if it answers. Takes at most about `seconds`."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return "HF_HUB_OFFLINE is set"
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(endpoint, method="HEAD")
+            with urllib.request.urlopen(request, timeout=seconds):
+                answer.append(None)
+        except urllib.error.HTTPError as error:
+            # It answered; 4xx for HEAD on the front page says nothing about the files.
+            answer.append(None if error.code < 500 else f"{endpoint} answers {error.code}")
+        except (OSError, ValueError) as error:
+            answer.append(f"{endpoint} cannot be reached ({error})")
+
+    # A thread, since looking up a name ignores the time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answer[0] if answer else f"{endpoint} did not answer within {seconds:g} s"
