@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,17 +48,24 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path}
 
 
-def start(*args: object, cwd: Path, module: str = "search.run") -> subprocess.Popen[str]:
-    """The command as a process group of its own, its output in one stream."""
+def start(
+    *args: object, cwd: Path, module: str = "search.run", cores: int = 1
+) -> subprocess.Popen[str]:
+    """The command as a process group of its own, its output in one stream.
+
+    On one core it plans one worker, whose decisions a test can compare.
+    """
+    use = sorted(os.sched_getaffinity(0))[-cores:]
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, args)], cwd=cwd, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, use),
     )  # fmt: skip
 
 
-def call(*args: object, cwd: Path, module: str = "search.run", timeout: float = 280) -> str:
+def call(*args: object, timeout: float = 280, **options: Any) -> str:
     """The output of a command that must end with exit code 0."""
-    process = start(*args, cwd=cwd, module=module)
+    process = start(*args, **options)
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, output
     return output

@@ -106,7 +106,7 @@ def test_facts_are_timms() -> None:
     assert facts.params == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ("resnet5O", "resnet50.no_such_tag", ""))
+@pytest.mark.parametrize("name", ("resnet5O", "resnet50.no_such_tag", "xception", ""))
 def test_unknown_backbone_lists_near_names(name: str) -> None:
     with pytest.raises(UserError, match=r"unknown.*(near names|known): "):
         known_backbone(name)

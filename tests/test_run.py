@@ -15,7 +15,6 @@ from tests.runs import GENES, call, learnable_folder, start
 
 SMALL = ("--epochs", 3, "--folds", 2, "--groups", "none", "--image-size", 32, "--backbone",
          "test_resnet", "test_efficientnet")  # fmt: skip
-ONE_WORKER = ("--cpus-per-trial", len(os.sched_getaffinity(0)))
 KINDS = ("ask", "decision", "fold", "end")  # what decides; times and attempts may differ
 
 
@@ -28,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, str]:
     """A finished run with one worker, and what it printed."""
     folder = tmp_path_factory.mktemp("whole")
-    output = call("gene_expr", "--data", data, "--out", "run", "--trials", 6, *SMALL, *ONE_WORKER,
+    output = call("gene_expr", "--data", data, "--out", "run", "--trials", 6, *SMALL,
                   cwd=folder)  # fmt: skip
     return folder / "run", output
 
@@ -105,7 +104,7 @@ def test_killed_and_resumed_it_ends_as_an_unbroken_run(
     whole: tuple[Path, str], data: Path, tmp_path: Path, kill_at: str
 ) -> None:
     process = start("gene_expr", "--data", data, "--out", "run", "--trials", 6, *SMALL,
-                    *ONE_WORKER, cwd=tmp_path)  # fmt: skip
+                    cwd=tmp_path)  # fmt: skip
     journal = tmp_path / "run" / "journal.jsonl"
     wanted = f'"kind":"{kill_at}","trial":2,'
     deadline = time.monotonic() + 200
@@ -130,7 +129,7 @@ def test_killed_and_resumed_it_ends_as_an_unbroken_run(
 
 def test_ctrl_c_once_ends_with_what_is_there(data: Path, tmp_path: Path) -> None:
     process = start("gene_expr", "--data", data, "--out", "run", "--trials", 400, *SMALL,
-                    cwd=tmp_path)  # fmt: skip
+                    cwd=tmp_path, cores=2)  # fmt: skip
     journal = tmp_path / "run" / "journal.jsonl"
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:

@@ -95,6 +95,9 @@ def known_backbone(name: str) -> None:
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise UserError(f"backbone {name!r} has an unknown tag; {near(tag, tags)}")
+    if get_pretrained_cfg(name) is None:
+        known = (n for n in timm.list_models() if n != architecture)
+        raise UserError(f"backbone {name!r} is an unknown or retired name; {near(name, known)}")
 
 
 @functools.cache

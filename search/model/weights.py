@@ -37,14 +37,16 @@ def probe_weights(mode: str, backbones: Sequence[str] = ()) -> WeightsSource:
         return WeightsSource(pretrained=False, folder=None, reason="random weights were asked for")
     if mode not in ("auto", "pretrained"):
         folder = Path(mode).expanduser()
+        if not folder.is_dir():
+            raise UserError(_no_folder(folder))
         faults: list[str] = []
         for name in backbones:
             try:
                 weight_file(folder, name)
             except UserError as error:
                 faults += error.faults
-        if faults or not folder.is_dir():
-            raise UserError(faults or _no_folder(folder))
+        if faults:
+            raise UserError(faults)
         return WeightsSource(pretrained=True, folder=folder, reason=f"weights from {folder}")
     absent = _not_cached(backbones)
     if not absent:
