@@ -49,14 +49,15 @@ def connect(address: str | None, resources: Resources | None) -> Iterator[None]:
     Raises UserError when nothing answers at the address.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    # A head of Ray 2.60 asks for the token in this file, but a driver sends it only when told to,
+    # and that before ray is imported.
+    if address is not None and (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
-        # Since Ray 2.60 a head asks for the token in this file, but a driver sends it only when told.
-        if (Path.home() / ".ray" / "auth_token").is_file():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             ray.init(address=address, **options)
         except (ConnectionError, TimeoutError, ValueError) as error:

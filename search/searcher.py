@@ -23,7 +23,11 @@ from spaces.space import Space
 if TYPE_CHECKING:
     from search.director import Director
 
-RANDOM_SHARE = 0.2  # of the sampled trials; keeps TPE from closing in on an early favourite
+# Shares of the trials after the first recipes; the rest is TPE's.
+RANDOM_SHARE = 0.2  # keeps the others from closing in on an early favourite
+NEIGHBOUR_SHARE = 0.4  # one of the best members with some parameters drawn anew
+NEIGHBOUR_OF = 3  # best members that are varied
+REDRAWN = 0.25  # chance of each of their parameters to be drawn anew
 STARTUP = 8  # told trials before TPE's model replaces random draws
 
 
@@ -41,8 +45,10 @@ class _OptunaChoose:
 
 
 class OptunaSampler:
-    """Known-good recipes first, then univariate TPE with a share of random draws.
+    """Known-good recipes first, then univariate TPE, neighbours of the best, and random draws.
 
+    Many dimensions with few trials: independent draws are seldom good in all of them, while a
+    neighbour keeps most of what made a member good (the idea of PriorBand, Mallik et al. 2023).
     Univariate without the constant liar: in a simulation on LCBench curves with eight workers that
     ended with half the regret of Optuna's multivariate default (docs/decisions.md).
     """
@@ -52,6 +58,7 @@ class OptunaSampler:
         self._space, self._seed, self._epochs = space, seed, epochs
         self._study = optuna.create_study(direction="maximize")
         self._trials: dict[int, optuna.Trial] = {}
+        self._told: list[tuple[float, int]] = []  # (score, number) of members
         self._first = [space.fixed(values)[1] for values in space.first]
 
     def ask(self, number: int, backbones: tuple[str, ...]) -> tuple[dict[str, Any], Recipe, str]:
@@ -65,15 +72,21 @@ class OptunaSampler:
         if number < len(usable):
             source, fixed = "first", usable[number]
         else:
-            source = "random" if rng.random() < RANDOM_SHARE else "sampler"
-            known = self._space_backbones()
-            if known and not known <= set(backbones):
-                # Too little time for the others: the sampler chooses all but the backbone.
-                fixed = {"backbone": backbones[int(rng.integers(len(backbones)))]}
+            draw = rng.random()
+            if draw < RANDOM_SHARE:
+                source = "random"
+            elif draw < RANDOM_SHARE + NEIGHBOUR_SHARE and self._told:
+                source, fixed = "neighbour", self._neighbour(rng)
+            else:
+                source = "sampler"
+            known = {str(p["backbone"]) for p in self._first}
+            if not known <= set(backbones) and fixed.get("backbone") not in backbones:
+                # Too little time for the others: all but the backbone is drawn as usual.
+                fixed = {**fixed, "backbone": backbones[int(rng.integers(len(backbones)))]}
         seed = int(rng.integers(2**31))
         self._study.sampler = (
             optuna.samplers.RandomSampler(seed=seed)
-            if source == "random"
+            if source in ("random", "neighbour")
             else optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=STARTUP, multivariate=False, constant_liar=False
             )
@@ -82,8 +95,11 @@ class OptunaSampler:
         self._trials[number] = trial
         return trial.params, recipe, source
 
-    def _space_backbones(self) -> set[str]:
-        return {str(p["backbone"]) for p in self._first}
+    def _neighbour(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Most of the parameters of one of the best members; the others are to be drawn."""
+        best = sorted(self._told, key=lambda told: (-told[0], told[1]))[:NEIGHBOUR_OF]
+        params = self._trials[best[int(rng.integers(len(best)))][1]].params
+        return {name: value for name, value in params.items() if rng.random() >= REDRAWN}
 
     def _ask(self, fixed: dict[str, Any]) -> tuple[optuna.Trial, Recipe]:
         if fixed:
@@ -100,12 +116,13 @@ class OptunaSampler:
             step = rung.folds * self._epochs + rung.epoch
             self._trials[event.trial].report(event.data["value"], step)
         elif event.kind == "end":
-            self._tell(self._trials[event.trial], event.data)
+            self._tell(event.trial, event.data)
 
-    def _tell(self, trial: optuna.Trial, data: dict[str, Any]) -> None:
-        state = data["state"]
+    def _tell(self, number: int, data: dict[str, Any]) -> None:
+        trial, state = self._trials[number], data["state"]
         if state == states.FINISHED:
             self._study.tell(trial, data["score"])
+            self._told.append((data["score"], number))
         elif state in (states.PRUNED, states.DIVERGED):
             # A diverged recipe has no value: Optuna ranks it below all pruned ones.
             self._study.tell(trial, state=TrialState.PRUNED)

@@ -25,7 +25,7 @@ class Trial:
     number: int
     params: dict[str, Any]  # what the searcher sampled
     recipe: dict[str, Any]
-    source: str  # "first" (known-good), "random" or "sampler"
+    source: str  # "first" (known-good), "random", "neighbour" or "sampler"
     state: str = RUNNING
     reason: str = ""
     attempt: int = 0
