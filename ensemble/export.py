@@ -197,8 +197,9 @@ def _readme(
     lines = [
         f"# Ensemble for {bundle.task}",
         "",
-        f"{len(chosen)} models, each trained on {len(set(pool.fold_N.tolist()))} folds, predict "
-        f"{len(names)} targets per image ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}).",
+        f"{len(chosen)} models, each trained on {len(set(pool.fold_N.tolist()))} folds, "
+        f"predict {len(names)} targets per image "
+        f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}).",
         "This folder is all that prediction needs.",
         "",
         "## Run",

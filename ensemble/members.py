@@ -79,11 +79,12 @@ def load_members(run: RunFolder) -> Pool:
     folds = read_folds(run.folds)
     fold_N = np.asarray(folds.fold, dtype=np.int64)
     true_TN = _targets(run.targets, (len(facts.target_names), len(fold_N)))
-    members, faults = [], []
+    members: list[Member] = []
+    faults: list[str] = []
     for trial in run.members():
         try:
             pred_TN, meta = read_oof(run.oof(trial), folds, facts.target_names)
-            recipe = read_json(run.checkpoints(trial) / "recipe.json")["recipe"]
+            recipe = _recipe(run.checkpoints(trial) / "recipe.json")
         except UserError as error:
             faults += error.faults
             continue
@@ -109,6 +110,13 @@ def score_submission(submission: Path, truth: Path, facts: RunFacts) -> Score:
     names = facts.target_names
     pred_TN, true_TN = (read_values(path, ids, names) for path in (submission, truth))
     return facts.metric.score(pred_TN, true_TN)
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    recipe = read_json(path).get("recipe")
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path} holds no recipe; restore it")
+    return recipe
 
 
 def _targets(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:

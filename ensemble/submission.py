@@ -56,7 +56,9 @@ class SubmissionForm:
         row_of = {name: row for row, name in enumerate(self.test_ids)}
         output_of = {name: output for output, name in enumerate(self.target_names)}
         rows = [row_of[name] for name in self.ids]
-        values_NT = np.float32(pred_TN)[[output_of[c] for c in self.columns[1:]]].T[rows]
+        values_NT = np.asarray(pred_TN, dtype=np.float32)[
+            [output_of[c] for c in self.columns[1:]]
+        ].T[rows]
 
         def fill(temporary: Path) -> None:
             with open(temporary, "w", newline="", encoding="utf-8") as file:

@@ -110,9 +110,12 @@ class Session:
         """Assemble a whole trial's OOF; its scores for the journal."""
         recipe = Recipe.from_dict(trial.recipe, self._setup.task.part)
         pred_TN = assemble(
-            self._setup.run.oof(trial.number), folds=self._folds, target_names=self._setup.target_names,
-            recipe_digest=recipe.digest, extra={"trial": trial.number, "score": trial.score()},
-        )  # fmt: skip
+            self._setup.run.oof(trial.number),
+            folds=self._folds,
+            target_names=self._setup.target_names,
+            recipe_digest=recipe.digest,
+            extra={"trial": trial.number, "score": trial.score()},
+        )
         pooled = self._metric.score(pred_TN, self._targets_TN).value
         return {"score": trial.score(), "pooled": pooled}
 

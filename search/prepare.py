@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -159,7 +160,7 @@ def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
     _save_form(run, table)
     write_json(run.data, {
         **report.to_dict(),
-        "groups": None if groups is None else dict(zip(*np.unique(groups, return_counts=True), strict=True)),
+        "groups": None if groups is None else dict(sorted(Counter(groups).items())),
         "fold_sizes": np.bincount(fold_N).tolist(),
     })  # fmt: skip
     task_name = args.task if args.task == task.name else str(Path(args.task).resolve())

@@ -16,7 +16,7 @@ STARTED = time.monotonic()  # --hours counts from here
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m search.run",
-        description="Search models for an image task, keep out-of-fold predictions, build an ensemble.",
+        description="Search models for an image task; leaderboard, ensemble, submission.",
     )  # fmt: skip
     add = p.add_argument
     add("task", nargs="?", metavar="TASK", help="a known task, or a path to your own task file")

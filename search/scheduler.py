@@ -1,4 +1,4 @@
-"""Ray Tune's TrialScheduler interface over the director: it hears results and says go on or stop."""
+"""Ray Tune's TrialScheduler interface over the director: results in, go on or stop out."""
 
 import json
 from typing import TYPE_CHECKING, Any

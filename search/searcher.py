@@ -1,8 +1,8 @@
 """Optuna ask/tell behind Ray's Searcher.
 
 Optuna's study lives in memory and is rebuilt from the journal: the sampler hears every event, live
-and on replay. It is reseeded for each ask from (run seed, trial number), so a resumed run asks as an
-unbroken one would.
+and on replay. It is reseeded for each ask from (run seed, trial number), so a resumed run asks as
+an unbroken one would.
 """
 
 from collections.abc import Sequence
@@ -144,8 +144,8 @@ class DirectorSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """The next free worker's task. Asked as late as possible, when a worker is free, so that the
-        sampler knows all that can be known and a resumed run asks at the same moments."""
+        """The next free worker's task. Asked as late as possible, when a worker is free, so that
+        the sampler knows all that can be known and a resumed run asks at the same moments."""
         if self._director.running() >= self._workers:
             return None
         config = self._director.next_config()

@@ -1,4 +1,4 @@
-"""What a person sees at the end of a run: leaderboard, ensemble, scores side by side, next steps."""
+"""What a person sees at the end of a run: leaderboard, ensemble, scores, next steps."""
 
 from typing import TYPE_CHECKING
 

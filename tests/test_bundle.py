@@ -260,8 +260,12 @@ def test_the_vendored_code_needs_no_search_libraries_and_every_import_is_pinned(
 def test_the_closure_follows_lazy_imports_but_not_those_of_type_checking(tmp_path):
     for name, text in {
         "ensemble/__init__.py": "def __getattr__(name):\n    import ray\n",
-        "ensemble/predict.py": "from ensemble import late\ndef f():\n    from search.deep import x\n",
-        "ensemble/late.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import optuna\n",
+        "ensemble/predict.py": (
+            "from ensemble import late\ndef f():\n    from search.deep import x\n"
+        ),
+        "ensemble/late.py": (
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import optuna\n"
+        ),
         "search/__init__.py": "",
         "search/deep.py": "import json\nimport numpy.linalg\n",
         "search/unused.py": "import ray\n",

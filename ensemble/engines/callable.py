@@ -37,7 +37,7 @@ class CallableEngine:
 
     def _sum(self, counts_M: NDArray[np.int64]) -> NDArray[np.float64]:
         sum_TN = np.zeros(self._true_TN.shape)
-        for member in np.flatnonzero(counts_M):
+        for member in np.flatnonzero(counts_M).tolist():
             sum_TN += float(counts_M[member]) * self._preds_MTN[member]
         return sum_TN
 

@@ -99,12 +99,15 @@ def space(means: Means) -> Space:
         loss = choose.pick("loss", LOSSES, "mse_pearson_both")
         delta = choose.real("huber_delta", 0.25, 2, 1, log=True) if loss == "huber" else 1.0
         pearson = "pearson" in loss
+        pooling = "avg"  # of a transformer: what timm does, often the class token
+        if kind == "cnn":
+            pooling = choose.pick("pooling@cnn", ("avg", "avgmax", "gem"), "avg")
         head = choose.pick("head", ("linear", "activation", "mlp"), usual_head)
         return Recipe(
             backbone=backbone,
             weights=weights,
             image_size=size,
-            pooling="avg" if kind == "transformer" else choose.pick("pooling@cnn", ("avg", "avgmax", "gem"), "avg"),
+            pooling=pooling,
             head=head,
             activation=choose.pick("activation", ("silu", "relu", "gelu"), "silu"),
             activation_backbone=kind == "cnn"
