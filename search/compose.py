@@ -13,10 +13,10 @@ from search.finish import Refresher, publish
 from search.journal import Journal
 from search.metrics import FittedMetric
 from search.oof import assemble
-from search.prepare import Setup
 from search.progress import TrialLines
 from search.results import results_frame
 from search.searcher import OptunaSampler
+from search.setup import Setup
 from search.study import run_study
 from search.trial import Context
 from search.trials import Trial

@@ -1,49 +1,115 @@
-"""From what the user asked to a run that can start: data checked, folds made, plan decided.
-
-`prepare` makes a new run's folder; `reopen` reads one back. Both give a Setup.
-"""
+"""From a command line to a run that can start: data checked, folds made, plan decided."""
 
 import argparse
-import platform
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from search.plan import Facts, Plan, Resources, Wish, check_wish, make_plan, plan_images
-from search.run_folder import RunFolder, read_json, write_json
+from search.plan import Facts, Resources, Wish, check_wish, make_plan, plan_images
+from search.run_folder import RunFolder, write_file, write_json
+from search.setup import Setup, save
 from spaces.errors import UserError
 from spaces.registry import load_task
 from spaces.task import Means, Task
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from search.data.check import DataReport
+    from search.metrics import FittedMetric
+
 Say = Callable[[str], None]
 Meter = Callable[[str], Callable[[int, int], None]]  # what -> (done, total) callback
+ROOM = 64 * 2**20  # bytes of a run's folder beside its predictions
+MEMBERS = 20  # predictions of this many members should fit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Setup:
-    """A run that can start or go on."""
+class _Split:
+    """The rows in their folds."""
 
-    run: RunFolder
-    task: Task
-    task_name: str  # name or path, as `load_task` takes it
-    data: Path
-    plan: Plan
-    means: Means
-    resources: Resources
-    metric: dict[str, Any]  # FittedMetric.to_dict()
-    target_names: tuple[str, ...]
-    store: Path  # the image store's folder
-    fold_order: tuple[int, ...]
-    baselines: tuple[Mapping[str, Any], ...]
-    seed: int
-    address: str | None
-    weights_dir: Path | None
+    groups: tuple[str, ...] | None
+    fold_N: "np.ndarray"
+
+    @property
+    def folds(self) -> int:
+        return int(self.fold_N.max()) + 1
+
+    def sizes(self) -> list[int]:
+        return [int((self.fold_N == k).sum()) for k in range(self.folds)]
+
+
+def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
+    """Check, decode, split and plan, then write the run's folder. None for --dry-run, which writes
+    nothing but the cached images.
+
+    Raises UserError with all faults of what could be looked at together.
+    """
+    from search.data.cache import default_cache, open_store
+    from search.data.source import resolve_data, sample_notice
+
+    # What costs nothing to check comes first: a typing error is answered at once.
+    task = load_task(args.task)
+    wish = wish_of(args)
+    out = Path(args.out or f"runs/{task.name}-{time.strftime('%m%d-%H%M%S')}")
+    _check_command_line(args, wish, out)
+    cache = Path(args.cache).expanduser() if args.cache else default_cache()
+    data = resolve_data(task, args.data, cache, args.seed)
+    if args.data is None:
+        say(sample_notice(task, data))
+    if wish.backbones:
+        _check_backbones(wish.backbones)
+    resources = _resources(args.address)
+    backbones = wish.backbones or task.backbones(resources.gpu)
+
+    say("checking the data")
+    report = _inspect(args, task, data, out, meter)
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+    weights = _weights(args.weights, backbones)
+    say(f"weights: {weights['reason']}")
+    table = report.table
+    native = _native_size(report.images.sizes)
+    images = plan_images(wish, native, backbones, resources.gpu)
+    paths = [*table.paths, *table.test_paths]
+    say(
+        f"{len(table.ids)} train and {len(table.test_ids)} test rows, "
+        f"{len(table.target_names)} targets"
+    )
+    store = open_store(data, paths, images.store_size, cache, progress=meter("decoding images"))
+    train_NHWC = store.images_NHWC[: len(table.ids)]
+    split = _split(report, train_NHWC, args, say)
+    metric, baselines, order = _baselines(task, report, train_NHWC, split, say)
+
+    facts = Facts(
+        rows=len(table.ids), test_rows=len(table.test_ids), outputs=len(table.target_names),
+        folds=split.folds, backbones=tuple(backbones),
+    )  # fmt: skip
+    plan = make_plan(wish, facts, images, resources)
+    for reason in plan.reasons:
+        say(f"plan: {reason}")
+    means = Means(
+        gpu=resources.gpu, pretrained=weights["pretrained"], image_sizes=plan.image_sizes,
+        backbones=plan.backbones, epochs=plan.epochs,
+        train_rows=len(table.ids) - max(split.sizes()),
+    )  # fmt: skip
+    setup = Setup(
+        run=RunFolder(out), task_name=task.name if args.task == task.name else _absolute(args.task),
+        data=data, cache=cache, groups_asked=args.groups, plan=plan, means=means,
+        resources=resources, metric=metric.to_dict(), target_names=table.target_names,
+        store=store.folder.resolve(), fold_order=tuple(order), baselines=tuple(baselines),
+        weights=weights, seed=args.seed, address=args.address,
+    )  # fmt: skip
+    for values in setup.task.space(means).first:  # a fault in the task shows here, not later
+        setup.task.space(means).fixed(values)
+    if args.dry_run:
+        return None
+    _write(setup, report, split)
+    save(setup, args)
+    return setup
 
 
 def wish_of(args: argparse.Namespace) -> Wish:
@@ -59,183 +125,8 @@ def wish_of(args: argparse.Namespace) -> Wish:
     )
 
 
-def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
-    """Check, decode, split and plan; write the run's folder. None for --dry-run, which writes
-    nothing but the cached images.
-
-    Raises UserError with all faults of what could be looked at together.
-    """
-    from search.data.cache import default_cache
-    from search.data.source import resolve_data, sample_notice
-
-    # What costs nothing to check comes first: a typing error is answered at once.
-    task = load_task(args.task)
-    wish = wish_of(args)
-    out = (
-        Path(args.out) if args.out else Path("runs") / f"{task.name}-{time.strftime('%m%d-%H%M%S')}"
-    )
-    _check_cheaply(args, wish, out)
-    cache = Path(args.cache).expanduser() if args.cache else default_cache()
-    data = resolve_data(task, args.data, cache, args.seed)
-    if args.data is None:
-        say(sample_notice(task, data))
-    if wish.backbones:
-        _check_backbones(wish.backbones)
-    resources = _resources(args.address)
-    backbones = wish.backbones or task.backbones(resources.gpu)
-    import numpy as np
-
-    from search.baselines import BASELINES, fold_order
-    from search.data.cache import open_store, store_bytes
-    from search.data.check import inspect
-    from search.data.folds import check_folds, make_folds, write_folds
-    from search.metrics import fold_scores, get_metric, mean_score
-
-    say("checking the data")
-    report = inspect(
-        task.layout, data, groups=args.groups, folds=args.folds, seed=args.seed,
-        skip_bad=args.skip_bad, progress=meter("checking images"),
-        needs=lambda table: [(out, 64 * 2**20 + 20 * table.targets_TN.nbytes, "the run's folder")],
-    )  # fmt: skip
-    table = report.table
-    for warning in report.warnings:
-        say(f"warning: {warning}")
-    for row in report.quarantined:
-        say(f"left out: {row.id} ({row.path}: {row.reason})")
-
-    weights = _weights(args.weights, backbones)
-    images = plan_images(wish, _native_size(report.images.sizes), backbones, resources.gpu)
-    paths = [*table.paths, *table.test_paths]
-    say(f"{len(table.ids)} train and {len(table.test_ids)} test rows, {len(table.target_names)} "
-        f"targets; store {store_bytes(len(paths), images.store_size) / 2**20:.0f} MB")  # fmt: skip
-    store = open_store(data, paths, images.store_size, cache, progress=meter("decoding images"))
-    train_NHWC = store.images_NHWC[: len(table.ids)]
-
-    groups, fold_N = report.groups, report.fold_N
-    if fold_N is None:  # --groups auto
-        groups, reason = _auto_groups(train_NHWC, args.seed)
-        say(reason)
-        fold_N = make_folds(table.ids, groups, args.folds, args.seed)
-        check_folds(fold_N, groups)
-    folds = int(fold_N.max()) + 1
-
-    metric = get_metric(task.metric, **task.metric_args).fit(table.targets_TN)
-    baselines: list[dict[str, Any]] = []
-    for name, baseline in BASELINES.items():
-        started = time.monotonic()
-        oof_TN = baseline.oof(train_NHWC, table.targets_TN, fold_N)
-        scores = fold_scores(metric, oof_TN, table.targets_TN, fold_N)
-        baselines.append({
-            "name": name,
-            "fold_scores": [s.value for s in scores],
-            "fold_parts": [s.parts for s in scores],
-            "pooled": metric.score(oof_TN, table.targets_TN).value,
-            "seconds": time.monotonic() - started,
-        })  # fmt: skip
-        say(f"baseline {name}: {mean_score(scores).value:.4f} (mean over {folds} folds)")
-    # The strongest baseline tells most about how hard a fold is.
-    strongest = max(baselines, key=lambda b: sum(b["fold_scores"]))
-    order = fold_order(strongest["fold_scores"])
-
-    facts = Facts(
-        rows=len(table.ids), test_rows=len(table.test_ids), outputs=len(table.target_names),
-        folds=folds, backbones=tuple(backbones),
-    )  # fmt: skip
-    plan = make_plan(wish, facts, images, resources)
-    say(f"weights: {weights.reason}")
-    for reason in plan.reasons:
-        say(f"plan: {reason}")
-    means = Means(
-        gpu=resources.gpu, pretrained=weights.pretrained, image_sizes=plan.image_sizes,
-        backbones=plan.backbones, epochs=plan.epochs,
-        train_rows=len(table.ids) - int(np.bincount(fold_N).max()),
-    )  # fmt: skip
-    task.space(means)  # a first recipe outside its own space shows here, not an hour later
-    if args.dry_run:
-        return None
-
-    run = RunFolder(out)
-    write_folds(run.folds, table.ids, groups, fold_N)
-    _save_targets(run, table.targets_TN)
-    _save_form(run, table)
-    write_json(run.data, {
-        **report.to_dict(),
-        "groups": None if groups is None else dict(sorted(Counter(groups).items())),
-        "fold_sizes": np.bincount(fold_N).tolist(),
-    })  # fmt: skip
-    task_name = args.task if args.task == task.name else str(Path(args.task).resolve())
-    write_json(run.run, {
-        "task": task_name,
-        "asked": {k: v for k, v in vars(args).items() if v is not None},
-        "command": [sys.executable, "-m", "search.run", *sys.argv[1:]],
-        "data": str(data.resolve()),
-        "cache": str(cache.resolve()),
-        "store": str(store.folder.resolve()),
-        "plan": plan.to_dict(),
-        "means": vars(means),
-        "metric": metric.to_dict(),
-        "target_names": table.target_names,
-        "layout": vars(task.layout),
-        "fold_order": order,
-        "baselines": baselines,
-        "seed": args.seed,
-        "address": args.address,
-        "weights": vars(weights),
-        "hardware": {**vars(resources), "machine": platform.platform()},
-        "versions": _versions(),
-        "commit": _commit(),
-    })  # fmt: skip
-    return reopen(out)
-
-
-def reopen(path: Path | str) -> Setup:
-    """The setup of the run at `path`. Raises UserError when it is none, or its images are gone or
-    have changed."""
-    from search.data.cache import load_store, open_store
-    from search.data.table import read_table
-
-    run = RunFolder.open(path)
-    saved = read_json(run.run)
-    data, store = Path(saved["data"]), Path(saved["store"])
-    if not store.is_dir():  # the cache was emptied: decode again
-        from search.data.folds import read_folds
-
-        task = load_task(saved["task"])
-        asked = saved["asked"].get("groups", "auto")
-        not_targets = () if asked in ("auto", "none") or ".csv" in asked else (asked,)
-        table = read_table(task.layout, data, not_targets)
-        path_of = dict(zip(table.ids, table.paths, strict=True))
-        paths = [*(path_of[i] for i in read_folds(run.folds).ids), *table.test_paths]
-        store = open_store(data, paths, saved["plan"]["store_size"], Path(saved["cache"])).folder
-    load_store(store)
-    means = dict(saved["means"])
-    for name in ("image_sizes", "backbones"):
-        means[name] = tuple(means[name])
-    hardware = dict(saved["hardware"])
-    folder = saved["weights"]["folder"]
-    return Setup(
-        run=run,
-        task=load_task(saved["task"]),
-        task_name=saved["task"],
-        data=data,
-        plan=Plan.from_dict(saved["plan"]),
-        means=Means(**means),
-        resources=Resources(
-            cpus=hardware["cpus"], gpus=hardware["gpus"], memory_bytes=hardware["memory_bytes"]
-        ),
-        metric=saved["metric"],
-        target_names=tuple(saved["target_names"]),
-        store=store,
-        fold_order=tuple(saved["fold_order"]),
-        baselines=tuple(saved["baselines"]),
-        seed=saved["seed"],
-        address=saved["address"],
-        weights_dir=Path(folder) if folder else None,
-    )
-
-
-def _check_cheaply(args: argparse.Namespace, wish: Wish, out: Path) -> None:
-    """Raises UserError with all faults that can be seen in the command line and the out folder."""
+def _check_command_line(args: argparse.Namespace, wish: Wish, out: Path) -> None:
+    """Raises UserError with all faults that the command line and the out folder show."""
     faults: list[str] = []
     try:
         check_wish(wish)
@@ -253,20 +144,6 @@ def _check_cheaply(args: argparse.Namespace, wish: Wish, out: Path) -> None:
         raise UserError(faults)
 
 
-def _native_size(sizes: Mapping[str, int]) -> int:
-    """The shorter side in pixels of the commonest size ("64x48", commonest first)."""
-    return min(map(int, next(iter(sizes)).split("x")))
-
-
-def _resources(address: str | None) -> Resources:
-    from search.cluster import cluster_resources, connect, local_resources
-
-    if address is None:
-        return local_resources()
-    with connect(address, None):
-        return cluster_resources()
-
-
 def _check_backbones(names: tuple[str, ...]) -> None:
     from search.model.backbone import known_backbone
 
@@ -280,57 +157,106 @@ def _check_backbones(names: tuple[str, ...]) -> None:
         raise UserError(faults)
 
 
-def _weights(mode: str, backbones: tuple[str, ...]) -> Any:
-    from search.model.backbone import probe_weights
+def _resources(address: str | None) -> Resources:
+    from search.cluster import cluster_resources, connect, local_resources
 
-    return probe_weights(mode, backbones)
+    if address is None:
+        return local_resources()
+    with connect(address, None):
+        return cluster_resources()
 
 
-def _auto_groups(images_NHWC: Any, seed: int) -> tuple[tuple[str, ...] | None, str]:
+def _inspect(
+    args: argparse.Namespace, task: Task, data: Path, out: Path, meter: Meter
+) -> "DataReport":
+    from search.data.check import inspect
+
+    return inspect(
+        task.layout, data, groups=args.groups, folds=args.folds, seed=args.seed,
+        skip_bad=args.skip_bad, progress=meter("checking images"),
+        needs=lambda table: [(out, ROOM + MEMBERS * table.targets_TN.nbytes, "the run's folder")],
+    )  # fmt: skip
+
+
+def _weights(mode: str, backbones: tuple[str, ...]) -> dict[str, Any]:
+    from search.model.weights import probe_weights
+
+    return vars(probe_weights(mode, backbones))
+
+
+def _native_size(sizes: Mapping[str, int]) -> int:
+    """The shorter side in pixels of the commonest size ("64x48", commonest first)."""
+    return min(map(int, next(iter(sizes)).split("x")))
+
+
+def _split(
+    report: "DataReport", train_NHWC: "np.ndarray", args: argparse.Namespace, say: Say
+) -> _Split:
+    """The folds that the report made; for --groups auto, those that the images ask for."""
+    if report.fold_N is not None:
+        return _Split(groups=report.groups, fold_N=report.fold_N)
+    from search.data.folds import check_folds, make_folds
     from search.data.groups import auto_groups
 
-    found = auto_groups(images_NHWC, seed)
+    found = auto_groups(train_NHWC, args.seed)
+    groups = None
     if found.labels is None:
-        return None, f"groups: none found ({found.reason}); rows are folded at random"
-    names = tuple(f"group {label}" for label in found.labels.tolist())
-    return names, f"groups: {found.reason}; folds follow them (--groups none to switch off)"
+        say(f"groups: none found ({found.reason}); rows are folded at random")
+    else:
+        groups = tuple(f"group {label}" for label in found.labels.tolist())
+        say(f"groups: {found.reason}; folds follow them (--groups none to switch off)")
+    fold_N = make_folds(report.table.ids, groups, args.folds, args.seed)
+    check_folds(fold_N, groups)
+    return _Split(groups=groups, fold_N=fold_N)
 
 
-def _save_targets(run: RunFolder, targets_TN: Any) -> None:
+def _baselines(
+    task: Task, report: "DataReport", train_NHWC: "np.ndarray", split: _Split, say: Say
+) -> tuple["FittedMetric", list[dict[str, Any]], list[int]]:
+    """The metric, the trivial baselines' rows for the leaderboard, and the order in which folds are
+    visited, which their scores decide."""
+    from search.baselines import BASELINES, fold_order
+    from search.metrics import fold_scores, get_metric, trial_score
+
+    targets_TN = report.table.targets_TN
+    metric = get_metric(task.metric, **task.metric_args).fit(targets_TN)
+    rows: list[dict[str, Any]] = []
+    for name, baseline in BASELINES.items():
+        started = time.monotonic()
+        oof_TN = baseline.oof(train_NHWC, targets_TN, split.fold_N)
+        scores = fold_scores(metric, oof_TN, targets_TN, split.fold_N)
+        say(f"baseline {name}: {trial_score(scores):.4f} (mean over {split.folds} folds)")
+        rows.append({
+            "name": name,
+            "fold_scores": [s.value for s in scores],
+            "fold_parts": [s.parts for s in scores],
+            "pooled": metric.score(oof_TN, targets_TN).value,
+            "seconds": time.monotonic() - started,
+        })  # fmt: skip
+    # The strongest baseline tells most about how hard a fold is.
+    strongest = max(rows, key=lambda row: sum(row["fold_scores"]))
+    return metric, rows, fold_order(strongest["fold_scores"])
+
+
+def _write(setup: Setup, report: "DataReport", split: _Split) -> None:
+    """The run's files but run.json."""
     import numpy as np
 
-    from search.run_folder import write_file
-
-    write_file(run.targets, lambda temporary: np.save(temporary, targets_TN, allow_pickle=False))
-
-
-def _save_form(run: RunFolder, table: Any) -> None:
     from ensemble.submission import SubmissionForm
+    from search.data.folds import write_folds
 
+    table, run = report.table, setup.run
+    write_folds(run.folds, table.ids, split.groups, split.fold_N)
+    write_file(run.targets, lambda path: np.save(path, table.targets_TN, allow_pickle=False))
     if table.test_ids:
-        SubmissionForm(
+        form = SubmissionForm(
             target_names=table.target_names, test_ids=table.test_ids,
             ids=table.submission_ids, columns=table.submission_columns,
-        ).save(run.form)  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("rungfold", "ray", "optuna", "torch", "torchvision", "timm", "numpy", "pandas"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _commit() -> str | None:
-    """The commit of this checkout; None when it is not run from one."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
-            capture_output=True, text=True, timeout=10, check=False,
         )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
+        form.save(run.form)
+    groups = None if split.groups is None else dict(sorted(Counter(split.groups).items()))
+    write_json(run.data, {**report.to_dict(), "groups": groups, "fold_sizes": split.sizes()})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())

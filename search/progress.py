@@ -8,7 +8,8 @@ from search.director import Director
 from search.journal import Event
 from search.trials import FINISHED, Trial
 
-HEARTBEAT = 20.0  # seconds without a line before the next news is worth one
+HEARTBEAT = 30.0  # seconds without a line before the next news is worth one
+HEARTBEAT_SHARE = 0.02  # of the time since the start, so that a long night stays readable
 
 
 def say(text: str) -> None:
@@ -32,7 +33,7 @@ class TrialLines:
             self._line(self._ended(trial))
         elif event.kind == "lost":
             self._line(f"trial {trial.number:>3} lost its worker, goes back into the queue")
-        elif event.kind == "epochs" and time.monotonic() - self._last > HEARTBEAT:
+        elif event.kind == "epochs" and self._silent():
             self._line(self._beat())
 
     def _ended(self, trial: Trial) -> str:
@@ -51,7 +52,7 @@ class TrialLines:
         trials = self._director.trials
         done = len(trials.all) - len(trials.live())
         total = self._director.plan.trials
-        return f"{done}/{total}" if total is not None else f"{done} done"
+        return f"{done}/{total} done" if total is not None else f"{done} done"
 
     def _beat(self) -> str:
         trials = self._director.trials
@@ -61,7 +62,7 @@ class TrialLines:
             f"{t.number}: fold {len(t.folds) + 1}/{self._director.plan_folds}"
             for t in trials.live()[:3]
         )
-        return f"{self._count()} trials, {lead}; running {running}; {self._eta()}"
+        return f"{self._count()}, {lead}; running {running}; {self._eta()}"
 
     def _eta(self) -> str:
         left = self._director.clock.left()
@@ -74,6 +75,10 @@ class TrialLines:
             per_trial = (time.monotonic() - self._started) / ended
             left = min(left, per_trial * (total - self._ended_before - ended))
         return f"ETA {duration(left)}"
+
+    def _silent(self) -> bool:
+        now = time.monotonic()
+        return now - self._last > max(HEARTBEAT, HEARTBEAT_SHARE * (now - self._started))
 
     def _line(self, text: str) -> None:
         self._last = time.monotonic()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from spaces.errors import DONE, INTERRUPTED, UserError, run_main
 
 if TYPE_CHECKING:
-    from search.prepare import Setup
+    from search.setup import Setup
 
 STARTED = time.monotonic()  # --hours counts from here
 
@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (args.task is None) == (args.resume is None):
         raise UserError("give either a TASK or --resume RUN; `--help` shows both")
 
-    from search.prepare import prepare, reopen
+    from search.prepare import prepare
     from search.progress import meter, say
+    from search.setup import reopen
 
     setup = reopen(args.resume) if args.resume else prepare(args, say, meter)
     if setup is None:

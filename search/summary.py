@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from search.prepare import Setup
+from search.setup import Setup
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ A worker imports torch and opens the image store once; later trials reuse it (`r
 import json
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Context:
     run: str  # the run's folder
     store: str  # the image store's folder
     task: str  # name or path of the task
-    metric: dict[str, Any]  # FittedMetric.to_dict()
+    metric: Mapping[str, Any]  # FittedMetric.to_dict()
     seed: int
     threads: int
     gpus: float  # share of a GPU that the worker has

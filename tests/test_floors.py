@@ -31,7 +31,7 @@ FLOORS = (
     (
         "search.cluster", "search.trial", "search.searcher", "search.scheduler", "search.study",
     ),
-    ("search.prepare", "search.compose", "search.summary"),
+    ("search.setup", "search.prepare", "search.compose", "search.summary"),
     ("search.run",),
 )  # fmt: skip
 

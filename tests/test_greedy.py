@@ -160,6 +160,30 @@ def test_a_tie_goes_to_the_first_member_and_then_to_the_one_already_in():
     assert best_single(engine) == 0
 
 
+def test_among_equal_candidates_the_one_already_in_wins_over_an_earlier_one():
+    """A constant member changes no correlation, so adding it ties with adding the best one again.
+    Weight 1 of the noisy member is too much, a half of it helps: only twice the best lets it in."""
+    rng = np.random.default_rng(0)
+    true_TN = rng.normal(size=(4, 900)).astype(np.float32)
+    good_TN = true_TN + 0.5 * rng.normal(size=true_TN.shape)
+    noisy_TN = 0.2 * (true_TN + 2 * rng.normal(size=true_TN.shape))
+    preds = [np.float32(p) for p in (np.ones_like(true_TN), good_TN, noisy_TN)]
+    engine = make_engine(METRICS[2].fit(true_TN), preds, true_TN, np.arange(900) % 3)
+    assert select(engine, steps=3).order == (1, 1, 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_members_that_cancel_each_other_are_constant_and_not_rounding_noise(seed):
+    rng = np.random.default_rng(seed)
+    true_TN = rng.normal(size=(5, 26)).astype(np.float32)
+    one_TN, two_TN = (np.float32(rng.integers(-99, 99, (5, 26))) / 8 for _ in range(2))
+    preds = [one_TN, two_TN, -one_TN - two_TN]
+    for metric in METRICS[:4]:
+        fitted = get_metric(metric.name, **metric.args).fit(true_TN)
+        engine = GramEngine(fitted, preds, true_TN, np.arange(26) % 2)
+        assert engine.fold_scores(np.array([3, 3, 3])) == pytest.approx([0, 0], abs=1e-12)
+
+
 def test_selection_on_some_folds_ignores_the_rows_of_the_others():
     preds, true_TN, fold_N = problem(5)
     fitted = METRICS[0].fit(true_TN)

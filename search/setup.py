@@ -1,0 +1,152 @@
+"""Setup: everything that a run needs to start or go on, and run.json, which keeps it."""
+
+import argparse
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from search.plan import Plan, Resources
+from search.run_folder import RunFolder, read_json, write_json
+from spaces.registry import load_task
+from spaces.task import Means, Task
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setup:
+    """A run that can start or go on."""
+
+    run: RunFolder
+    task_name: str  # name or path, as `load_task` takes it
+    data: Path
+    cache: Path
+    groups_asked: str  # the value of --groups
+    plan: Plan
+    means: Means
+    resources: Resources
+    metric: Mapping[str, Any]  # FittedMetric.to_dict()
+    target_names: tuple[str, ...]
+    store: Path  # the image store's folder
+    fold_order: tuple[int, ...]
+    baselines: tuple[Mapping[str, Any], ...]
+    weights: Mapping[str, Any]  # where pretrained weights come from, and why
+    seed: int
+    address: str | None
+
+    @property
+    def task(self) -> Task:
+        return load_task(self.task_name)
+
+    @property
+    def weights_dir(self) -> Path | None:
+        folder = self.weights["folder"]
+        return Path(folder) if folder else None
+
+
+def save(setup: Setup, args: argparse.Namespace) -> None:
+    """Write run.json, the manifest of a run that can start: written after all other files."""
+    write_json(setup.run.run, {
+        "task": setup.task_name,
+        "asked": {k: v for k, v in vars(args).items() if v is not None},
+        "command": [sys.executable, "-m", "search.run", *sys.argv[1:]],
+        "data": str(setup.data.resolve()),
+        "cache": str(setup.cache.resolve()),
+        "store": str(setup.store.resolve()),
+        "groups_asked": setup.groups_asked,
+        "plan": setup.plan.to_dict(),
+        "means": vars(setup.means),
+        "metric": setup.metric,
+        "target_names": setup.target_names,
+        "layout": vars(setup.task.layout),
+        "fold_order": setup.fold_order,
+        "baselines": setup.baselines,
+        "seed": setup.seed,
+        "address": setup.address,
+        "weights": setup.weights,
+        "resources": vars(setup.resources),
+        "versions": _versions(),
+        "commit": _commit(),
+    })  # fmt: skip
+
+
+def reopen(path: Path | str) -> Setup:
+    """The setup of the run at `path`.
+
+    Raises UserError when it is none, or when its images are gone or have changed.
+    """
+    run = RunFolder.open(path)
+    saved = read_json(run.run)
+    means = {**saved["means"]}
+    for name in ("image_sizes", "backbones"):
+        means[name] = tuple(means[name])
+    setup = Setup(
+        run=run,
+        task_name=saved["task"],
+        data=Path(saved["data"]),
+        cache=Path(saved["cache"]),
+        groups_asked=saved["groups_asked"],
+        plan=Plan.from_dict(saved["plan"]),
+        means=Means(**means),
+        resources=Resources(**saved["resources"]),
+        metric=saved["metric"],
+        target_names=tuple(saved["target_names"]),
+        store=Path(saved["store"]),
+        fold_order=tuple(saved["fold_order"]),
+        baselines=tuple(saved["baselines"]),
+        weights=saved["weights"],
+        seed=saved["seed"],
+        address=saved["address"],
+    )
+    _need_images(setup)
+    return setup
+
+
+def _need_images(setup: Setup) -> None:
+    """Make sure that the image store is there, decoding again where the cache was emptied; a file
+    that has changed since gives another store, and is refused."""
+    from search.data.cache import open_store
+    from search.data.folds import not_targets, read_folds
+    from search.data.table import read_table
+    from spaces.errors import UserError
+
+    table = read_table(setup.task.layout, setup.data, not_targets(setup.groups_asked))
+    path_of = dict(zip(table.ids, table.paths, strict=True))
+    ids = read_folds(setup.run.folds).ids
+    if lost := [name for name in ids if name not in path_of]:
+        raise UserError(f"{setup.data} no longer has the rows {lost[:5]}; restore the data")
+    paths = [*(path_of[name] for name in ids), *table.test_paths]
+    store = open_store(setup.data, paths, setup.plan.store_size, setup.cache)
+    if store.folder.resolve() != setup.store:
+        raise UserError(
+            f"images in {setup.data} have changed since {setup.run.root} was started; restore "
+            "them, or start a new run"
+        )
+
+
+def _versions() -> dict[str, str]:
+    names: Sequence[str] = (
+        "rungfold", "ray", "optuna", "torch", "torchvision", "timm", "numpy", "pandas",
+    )  # fmt: skip
+    found = {"python": platform.python_version(), "machine": platform.platform()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of this checkout; None when it is not run from one."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
