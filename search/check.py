@@ -1,8 +1,7 @@
 """python -m search.check TASK --data DIR: the data report; exit 1 with all faults."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from search.data.cache import default_cache
     from search.data.check import inspect
     from search.data.source import resolve_data, sample_notice
+    from search.terminal import progress_bar
     from spaces.registry import load_task
 
     console = Console(highlight=False, markup=False)
@@ -50,27 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = resolve_data(task, args.data, cache, seed=0)
     if args.data is None:
         console.print(sample_notice(task, root), soft_wrap=True)
-    with progress_bar(console, "checking images") as progress:
+    with progress_bar("checking images") as progress:
         report = inspect(
             task.layout, root, groups=args.groups, skip_bad=args.skip_bad, progress=progress
         )
     print_report(console, report)
     return DONE
-
-
-@contextmanager
-def progress_bar(console: "Console", what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A callback for (done, total) that draws a bar on a terminal; None elsewhere."""
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=console, transient=True) as bar:
-        job = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(job, completed=done, total=total)
 
 
 def print_report(console: "Console", report: "DataReport") -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from search.plan import Facts, Resources, Wish, check_wish, make_plan, plan_images
 from search.run_folder import RunFolder, write_file, write_json
 from search.setup import Setup, save
+from search.terminal import progress_bar
 from spaces.errors import UserError
 from spaces.registry import load_task
 from spaces.task import Means, Task
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from search.metrics import FittedMetric
 
 Say = Callable[[str], None]
-Meter = Callable[[str], Callable[[int, int], None]]  # what -> (done, total) callback
 ROOM = 64 * 2**20  # bytes of a run's folder beside its predictions
 MEMBERS = 20  # predictions of this many members should fit
 
@@ -42,7 +42,7 @@ class _Split:
         return [int((self.fold_N == k).sum()) for k in range(self.folds)]
 
 
-def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
+def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     """Check, decode, split and plan, then write the run's folder. None for --dry-run, which writes
     nothing but the cached images.
 
@@ -66,7 +66,7 @@ def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
     backbones = wish.backbones or task.backbones(resources.gpu)
 
     say("checking the data")
-    report = _inspect(args, task, data, out, meter)
+    report = _inspect(args, task, data, out)
     for warning in report.warnings:
         say(f"warning: {warning}")
     weights = _weights(args.weights, backbones)
@@ -79,7 +79,8 @@ def prepare(args: argparse.Namespace, say: Say, meter: Meter) -> Setup | None:
         f"{len(table.ids)} train and {len(table.test_ids)} test rows, "
         f"{len(table.target_names)} targets"
     )
-    store = open_store(data, paths, images.store_size, cache, progress=meter("decoding images"))
+    with progress_bar("decoding images") as bar:
+        store = open_store(data, paths, images.store_size, cache, progress=bar)
     train_NHWC = store.images_NHWC[: len(table.ids)]
     split = _split(report, train_NHWC, args, say)
     metric, baselines, order = _baselines(task, report, train_NHWC, split, say)
@@ -166,16 +167,17 @@ def _resources(address: str | None) -> Resources:
         return cluster_resources()
 
 
-def _inspect(
-    args: argparse.Namespace, task: Task, data: Path, out: Path, meter: Meter
-) -> "DataReport":
+def _inspect(args: argparse.Namespace, task: Task, data: Path, out: Path) -> "DataReport":
     from search.data.check import inspect
 
-    return inspect(
-        task.layout, data, groups=args.groups, folds=args.folds, seed=args.seed,
-        skip_bad=args.skip_bad, progress=meter("checking images"),
-        needs=lambda table: [(out, ROOM + MEMBERS * table.targets_TN.nbytes, "the run's folder")],
-    )  # fmt: skip
+    with progress_bar("checking images") as bar:
+        return inspect(
+            task.layout, data, groups=args.groups, folds=args.folds, seed=args.seed,
+            skip_bad=args.skip_bad, progress=bar,
+            needs=lambda table: [
+                (out, ROOM + MEMBERS * table.targets_TN.nbytes, "the run's folder")
+            ],
+        )  # fmt: skip
 
 
 def _weights(mode: str, backbones: tuple[str, ...]) -> dict[str, Any]:

@@ -1,20 +1,15 @@
 """Progress in the terminal: a line per finished trial, and a heartbeat with an ETA between them."""
 
-import textwrap
 import time
 from collections.abc import Callable
 
 from search.director import Director
 from search.journal import Event
+from search.terminal import duration, say
 from search.trials import FINISHED, Trial
 
 HEARTBEAT = 30.0  # seconds without a line before the next news is worth one
 HEARTBEAT_SHARE = 0.02  # of the time since the start, so that a long night stays readable
-
-
-def say(text: str) -> None:
-    """Print a line, wrapped at 80 columns."""
-    print(textwrap.fill(text, 80, subsequent_indent="  ", break_on_hyphens=False), flush=True)
 
 
 class TrialLines:
@@ -83,40 +78,3 @@ class TrialLines:
     def _line(self, text: str) -> None:
         self._last = time.monotonic()
         self._say(f"{time.strftime('%H:%M:%S')} {text}")
-
-
-def duration(seconds: float) -> str:
-    """ "45 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{max(seconds, 0):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def meter(what: str) -> Callable[[int, int], None]:
-    """A progress bar for `what` on a terminal; elsewhere a line when half and all is done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console()
-    if not console.is_terminal:
-        return lambda done, total: print(f"{what}: {total}") if done == total else None
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console,
-    )  # fmt: skip
-    task = bar.add_task(what)
-
-    def show(done: int, total: int) -> None:
-        if not bar.live.is_started:
-            bar.start()
-        bar.update(task, completed=done, total=total)
-        if done >= total:
-            bar.stop()
-
-    return show

@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("give either a TASK or --resume RUN; `--help` shows both")
 
     from search.prepare import prepare
-    from search.progress import meter, say
     from search.setup import reopen
+    from search.terminal import say
 
-    setup = reopen(args.resume) if args.resume else prepare(args, say, meter)
+    setup = reopen(args.resume) if args.resume else prepare(args, say)
     if setup is None:
         return DONE
     return search(setup)
