@@ -19,6 +19,7 @@ from search.rungs import Rungs
 from search.trials import Trial, Trials
 from spaces.recipe import Recipe
 
+BROKEN = 3  # first trials that all fail end the run
 LOST_LIMIT = 3  # attempts of a trial whose worker died before the trial counts as failed
 
 
@@ -97,6 +98,13 @@ class Director:
         """Trials that are in a worker's hands."""
         return len(self.trials.live()) - len(self._waiting)
 
+    def broken(self) -> bool:
+        """Whether nothing but failures came of the trials so far: a bug, not bad luck."""
+        ended = [t.state for t in self.trials.all.values() if t.state != states.RUNNING]
+        wrong = (states.FAILED, states.OUT_OF_MEMORY)
+        enough = len(ended) >= BROKEN or len(ended) == self.plan.trials
+        return enough and all(state in wrong for state in ended)
+
     def anything_left(self) -> bool:
         """Whether a free worker would get something to do."""
         if self.clock.left() <= 0:
@@ -108,7 +116,7 @@ class Director:
 
     def next_config(self) -> dict[str, Any] | None:
         """What the next free worker should do; None when nothing more is to be started."""
-        if self.interrupted or self.clock.left() <= 0:
+        if self.interrupted or self.clock.left() <= 0 or self.broken():
             return None
         if self._waiting:
             number = self._waiting.pop(0)

@@ -189,7 +189,7 @@ def row_correlations(a_RC: NDArray[Any], b_RC: NDArray[Any]) -> NDArray[np.float
 
 
 def is_constant(
-    centred_ss: NDArray[np.float64], mean: NDArray[np.float64], count: int
+    centred_ss: NDArray[np.float64], mean: NDArray[np.float64], count: int | NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Whether vectors of `count` values are constant up to float32 rounding, from their centred
     sum of squares and their mean, so that an engine that keeps only Grams can apply the rule."""

@@ -70,11 +70,9 @@ class RunFolder:
         self.journal = root / "journal.jsonl"
         self.trials = root / "trials.parquet"
         self.leaderboard = root / "leaderboard.csv"
-        self.report = root / "report.html"
         self.ensemble = root / "ensemble"
         self.submission = root / "submission.csv"
         self.lock = root / ".lock"
-        self.log = root / "run.log"
 
     @classmethod
     def open(cls, path: Path | str) -> "RunFolder":

@@ -14,8 +14,6 @@ from search.plan import Plan, Resources
 from search.trial import Context
 from spaces.errors import RunFailed
 
-FAILURES_IN_A_ROW = 3  # trials that raise before any finishes an epoch: a bug, not bad luck
-
 
 def run_study(
     director: Director,
@@ -68,12 +66,10 @@ def run_study(
 
 def check_failures(director: Director) -> None:
     """Raises RunFailed when nothing but failures came of the trials so far."""
-    trials = list(director.trials.all.values())
-    failed = [t for t in trials if t.state in ("failed", "out of memory")]
-    if failed and len(failed) == len([t for t in trials if t.state != "running"]):
+    if director.broken():
+        first = next(iter(director.trials.all.values()))
         raise RunFailed(
-            f"all {len(failed)} trials failed; the first one (trial {failed[0].number}) with:\n"
-            f"{failed[0].reason}"
+            f"every trial fails; mend this and --resume {director.run.root}:\n{first.reason}"
         )
 
 

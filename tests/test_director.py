@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from search import trials as states
-from search.director import Clock, Director
+from search.director import BROKEN, Clock, Director
 from search.journal import Event, Journal, read_events
 from search.plan import FINISH, Facts, Plan, Resources, Wish, make_plan, plan_images
 from search.run_folder import RunFolder
@@ -198,6 +198,14 @@ def test_a_worker_can_name_the_end(tmp_path: Path, state: str) -> None:
     assert not director.on_result(end)
     trial = director.trials.all[0]
     assert (trial.state, trial.reason) == (state, "because") and math.isnan(trial.score())
+
+
+def test_when_every_trial_fails_the_run_ends(tmp_path: Path) -> None:
+    director = director_of(tmp_path, plan_of(100))
+    while (config := director.next_config()) is not None:
+        end = {"state": states.FAILED, "reason": "Traceback ... KeyError: 'x'"}
+        director.on_result({**config, "points": [], "end": end})
+    assert len(director.trials.all) == BROKEN and director.broken()
 
 
 def test_nothing_starts_when_time_is_up_and_what_cannot_end_is_stopped(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class _Vectors:
             size_VM = size_VM + np.sqrt(self._ss_VM)
         ss_VM = np.where(ss_VM <= _ROUNDING * size_VM**2, 0.0, ss_VM)
         # The rule broadcasts: here every vector has its own count.
-        void_VM = is_constant(ss_VM, mean_VM, self._count_V[:, None])  # type: ignore[arg-type]
+        void_VM = is_constant(ss_VM, mean_VM, self._count_V[:, None])
         void_VM |= self._true_void_V[:, None]
         norm_VM = np.sqrt(ss_VM) * np.sqrt(self._true_ss_V)[:, None]
         return np.clip(cross_VM / np.where(void_VM, np.nan, norm_VM), -1, 1)
