@@ -69,6 +69,8 @@ class Director:
         self._waiting: list[int] = []  # trials to be taken up again, by number
         journal.listen(self._hear)
         self._recover()
+        live = {trial.number for trial in self.trials.live()}
+        self._ended_before = self.trials.all.keys() - live
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -99,11 +101,15 @@ class Director:
         return len(self.trials.live()) - len(self._waiting)
 
     def broken(self) -> bool:
-        """Whether nothing but failures came of the trials so far: a bug, not bad luck."""
-        ended = [t.state for t in self.trials.all.values() if t.state != states.RUNNING]
+        """Whether nothing but failures came of this session's trials: a bug, not bad luck."""
+        ended = [
+            t.state
+            for t in self.trials.all.values()
+            if t.state != states.RUNNING and t.number not in self._ended_before
+        ]
         wrong = (states.FAILED, states.OUT_OF_MEMORY)
-        enough = len(ended) >= BROKEN or len(ended) == self.plan.trials
-        return enough and all(state in wrong for state in ended)
+        enough = len(ended) >= BROKEN or len(self.trials.all) == self.plan.trials
+        return enough and bool(ended) and all(state in wrong for state in ended)
 
     def anything_left(self) -> bool:
         """Whether a free worker would get something to do."""

@@ -206,6 +206,8 @@ def test_when_every_trial_fails_the_run_ends(tmp_path: Path) -> None:
         end = {"state": states.FAILED, "reason": "Traceback ... KeyError: 'x'"}
         director.on_result({**config, "points": [], "end": end})
     assert len(director.trials.all) == BROKEN and director.broken()
+    # Mended and resumed, it goes on.
+    assert director_of(tmp_path, plan_of(100)).next_config() is not None
 
 
 def test_nothing_starts_when_time_is_up_and_what_cannot_end_is_stopped(tmp_path: Path) -> None:
