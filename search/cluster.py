@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ QUIET = {
     "TUNE_WARN_THRESHOLD_S": "1000000",
 }
 OBJECT_STORE_BYTES = 200 * 2**20  # reports are small; images come from the store on disk
+KNOCK_SECONDS = 5.0
 
 
 def local_resources() -> Resources:
@@ -59,8 +61,9 @@ def connect(address: str | None, resources: Resources | None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         try:
+            _knock(address)
             ray.init(address=address, **options)
-        except (ConnectionError, TimeoutError, ValueError) as error:
+        except (OSError, ValueError) as error:  # ConnectionError and TimeoutError are OSErrors
             first = str(error).splitlines()[0]
             raise UserError(
                 f"no Ray cluster answers at {address!r} ({first}); start one with `ray up "
@@ -80,6 +83,13 @@ def connect(address: str | None, resources: Resources | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError within seconds when nobody listens at HOST:PORT; Ray takes over a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def cluster_resources() -> Resources:

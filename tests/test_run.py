@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -158,3 +160,40 @@ def test_a_second_process_may_not_work_on_the_same_run(whole: tuple[Path, str]) 
 def test_a_dry_run_prints_the_plan_and_writes_no_run(data: Path, tmp_path: Path) -> None:
     output = call("gene_expr", "--data", data, "--out", "run", "--dry-run", *SMALL, cwd=tmp_path)
     assert "plan: rungs" in output and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", ["ask", "attempt", "epochs", "end"])
+def test_killed_anywhere_else_it_also_ends_as_an_unbroken_run(
+    whole: tuple[Path, str], data: Path, tmp_path: Path, kill_at: str
+) -> None:
+    test_killed_and_resumed_it_ends_as_an_unbroken_run(whole, data, tmp_path, kill_at)
+
+
+@pytest.mark.slow
+def test_a_running_ray_cluster_is_joined_and_left_running(data: Path, tmp_path: Path) -> None:
+    ray = Path(sys.executable).parent / "ray"
+    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+    head = [ray, "start", "--head", "--num-cpus=2", "--port=6397", "--include-dashboard=false"]
+    subprocess.run(
+        [*head, "--object-store-memory=200000000"], check=True, env=environment, timeout=100,
+        capture_output=True,
+    )  # fmt: skip
+    try:
+        output = call("gene_expr", "--data", data, "--out", "run", "--trials", 3, *SMALL,
+                      "--address", "127.0.0.1:6397", cwd=tmp_path)  # fmt: skip
+        assert "plan: workers 2: 2 CPU cores" in output
+        status = subprocess.run(
+            [ray, "status", "--address=127.0.0.1:6397"], env=environment, timeout=100,
+            capture_output=True,
+        )  # fmt: skip
+        assert status.returncode == 0
+    finally:
+        subprocess.run([ray, "stop"], check=True, env=environment, timeout=100, capture_output=True)
+
+
+def test_an_address_where_nothing_answers_is_the_users_fault(data: Path, tmp_path: Path) -> None:
+    process = start("gene_expr", "--data", data, "--address", "127.0.0.1:1", cwd=tmp_path)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1 and "no Ray cluster answers at '127.0.0.1:1'" in output
+    assert "Traceback" not in output and not (tmp_path / "runs").exists()
