@@ -227,7 +227,7 @@ class Director:
             if len(trial.folds) < self.plan_folds - 1:
                 self._end(trial, states.STOPPED, "interrupted")
                 return False
-        elif needed > self.clock.left() + 0.05 * needed:
+        elif needed > self.clock.left():
             self._end(trial, states.STOPPED, f"out of time: {needed:.0f} s more were needed")
             return False
         return True

@@ -112,9 +112,11 @@ class Worker:
         )
         checkpoint = work / f"epoch-{fold}.safetensors"
         past: list[dict[str, Any]] = []  # this fold's points, reported or not
-        earlier = self.run.work(number, attempt - 1) / checkpoint.name
-        if earlier.exists():
-            past = json.loads(training.restore(earlier))
+        for earlier in range(attempt - 1, 0, -1):
+            left = self.run.work(number, earlier) / checkpoint.name
+            if left.exists():
+                past = json.loads(training.restore(left))
+                break
         # A point that a dead driver may not have journaled is reported again.
         news = list(past)
         rungs = set(config["rung_epochs"]) if fold == config["first_fold"] else set()
@@ -146,6 +148,7 @@ class Worker:
             if result.epoch in rungs or now - reported > NEWS_SECONDS:
                 yield {"points": news}
                 news, reported = [], time.monotonic()
+        trained = time.monotonic()
         finished = training.finish()
         save_fold(work / f"fold-{fold}.safetensors", finished, recipe)
         write_fold(work, fold, finished.pred_TV, finished.test_pred_TS)
@@ -157,6 +160,7 @@ class Worker:
                 "score": score.value,
                 "parts": score.parts,
                 "params": finished.params,
+                "seconds": time.monotonic() - trained,  # of what came after the last epoch
             },
         }
 

@@ -54,9 +54,10 @@ class Trial:
         return sum(scores) / len(scores) if scores else math.nan
 
     def seconds_per_epoch(self) -> float | None:
-        """Mean wall seconds of an epoch, its evaluation included; None before the first."""
+        """Mean wall seconds of an epoch with all that belongs to it; None before the first."""
         times = [point["seconds"] for point in self.curve.values()]
-        return sum(times) / len(times) if times else None
+        rest = [data["seconds"] for data in self.folds.values()]
+        return sum(times + rest) / len(times) if times else None
 
 
 class Trials:
@@ -89,6 +90,7 @@ class Trials:
         elif event.kind == "fold":
             trial.folds[data["fold"]] = data
             trial.params_count = data["params"]
+            trial.seconds += data["seconds"]
         elif event.kind == "end":
             trial.state, trial.reason, trial.end = data["state"], data["reason"], data
 

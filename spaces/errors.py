@@ -1,5 +1,6 @@
 """The user's faults, and the exit codes of every command."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -44,6 +45,9 @@ def run_main(main: Callable[[], int | None]) -> None:
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(FAILED)
+    except BrokenPipeError:  # `... | head`: whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(DONE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -80,7 +80,7 @@ def reports(run: RunFolder, config: dict[str, Any]) -> Any:
         work.mkdir(parents=True, exist_ok=True)
         np.save(work / f"fold-{fold}.npy", np.zeros(3))
         score = point(config, fold, EPOCHS)["score"]
-        done = {"fold": fold, "score": score, "parts": {}, "params": 5}
+        done = {"fold": fold, "score": score, "parts": {}, "params": 5, "seconds": 0.0}
         yield {**head, "points": news, "fold": done}
 
 
