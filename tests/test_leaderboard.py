@@ -162,7 +162,7 @@ def test_the_rows_of_a_run_have_the_columns_of_the_leaderboard(tmp_path) -> None
     trials = Trials()
     ask = {"params": {}, "recipe": {"backbone": "resnet10t", "image_size": 64}, "source": "first"}
     trials.apply(Event(seq=0, time=0.0, kind="ask", trial=0, data=ask))
-    fold = {"fold": 2, "score": 0.25, "parts": {"heg_corr": 0.5}, "params": 1234}
+    fold = {"fold": 2, "score": 0.25, "parts": {"heg_corr": 0.5}, "params": 1234, "seconds": 0.5}
     trials.apply(Event(seq=1, time=1.0, kind="fold", trial=0, data=fold))
     mean = {
         "name": "mean_profile", "fold_scores": [0.1, 0.2, 0.3],
