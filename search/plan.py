@@ -19,7 +19,7 @@ SHARE = 1 / 4  # a recipe that eats more than this share of all worker time is n
 
 # Training images per second of the reference backbones: test_efficientnet at 64 px on one CPU core
 # (measured), resnet18 at 224 px with bf16 on one recent GPU (assumed until the run has measured).
-REFERENCE_CPU, REFERENCE_GPU = 400.0, 2500.0
+REFERENCE_CPU, REFERENCE_GPU = 600.0, 2500.0
 EVALUATION = 1.15  # evaluation and bookkeeping on top of training
 START = 20.0  # seconds until the first step: Ray, imports
 FINISH = 15.0  # seconds kept for the last ensemble, bundle and submission

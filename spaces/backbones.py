@@ -1,14 +1,14 @@
 """Facts about backbones that a space and a plan need before any network is built."""
 
-# Images per second in training on one CPU core at 64 px (torch 2.15, batch 32, own measurement,
-# docs/decisions.md). The plan prices recipes with it before anything has run.
+# Images per second in training on one CPU core at 64 px: batch 32, float32, torch 2.15, an idle
+# core of an AMD EPYC (docs/decisions.md). The plan prices recipes with it before anything has run.
 CPU_IMAGES_PER_SECOND_64 = {
-    "test_efficientnet": 466,
-    "test_resnet": 415,
-    "lcnet_050": 385,
-    "mobilenetv3_small_050": 330,
-    "resnet10t": 100,
-    "resnet18": 54,
+    "test_efficientnet": 685,
+    "test_resnet": 559,
+    "lcnet_050": 687,
+    "mobilenetv3_small_050": 759,
+    "resnet10t": 137,
+    "resnet18": 93,
 }
 
 # Multiply-accumulates of a forward pass at the given side, in 10^9: timm's published tables.
