@@ -10,8 +10,11 @@ from PIL import Image
 
 from search.baselines import BASELINES
 from search.metrics import fold_scores, get_metric, mean_score
+from search.train.fold import FoldJob, train_fold
+from spaces.recipe import Recipe
 from spaces.samples.gene_expr import TILES, write_sample
 from spaces.samples.tissue import GENES, SLIDES, draw_tile, draw_tissue, gene_names
+from spaces.tasks.gene_expr import GeneExpr
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +108,28 @@ def test_importing_the_sample_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_training_beats_the_mean_profile_and_a_bad_learning_rate(sample):
+    """Four epochs with a usual learning rate, against one that is far too small."""
+    table = pd.read_csv(sample / "train.csv")
+    slide_of = pd.read_csv(sample / "truth" / "train_slides.csv").set_index("ID")["slide"]
+    slide_N = slide_of.loc[table["ID"]].to_numpy()
+    targets_TN = table[gene_names()].to_numpy(dtype=np.float32).T
+    valid, train = (np.flatnonzero(mask) for mask in (slide_N == slide_N[0], slide_N != slide_N[0]))
+    metric = get_metric("gene_expr").fit(targets_TN)
+    images_NHWC = images(sample, table)
+
+    def score(lr):
+        part = GeneExpr(loss="mse_pearson_both")
+        recipe = Recipe(backbone="test_resnet", lr=lr, epochs=4, batch_size=16, task=part)
+        result = train_fold(
+            FoldJob(recipe=recipe, images_NHWC=images_NHWC, targets_TN=targets_TN,
+                    train_rows=train, valid_rows=valid)
+        )  # fmt: skip
+        return metric.score(result.pred_TV, targets_TN[:, valid]).value
+
+    profile_TV = np.repeat(targets_TN[:, train].mean(axis=1, keepdims=True), len(valid), axis=1)
+    usual = score(8e-3)
+    assert usual > score(1e-6) + 0.2
+    assert usual > metric.score(profile_TV, targets_TN[:, valid]).value + 0.3
