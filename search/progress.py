@@ -47,7 +47,7 @@ class TrialLines:
         trials = self._director.trials
         done = len(trials.all) - len(trials.live())
         total = self._director.plan.trials
-        return f"{done}/{total} done" if total is not None else f"{done} done"
+        return f"{done}/{total}" if total is not None else f"{done}"
 
     def _beat(self) -> str:
         trials = self._director.trials
@@ -57,7 +57,7 @@ class TrialLines:
             f"{t.number}: fold {len(t.folds) + 1}/{self._director.plan_folds}"
             for t in trials.live()[:3]
         )
-        return f"{self._count()}, {lead}; running {running}; {self._eta()}"
+        return f"{self._count()} done, {lead}; running {running}; {self._eta()}"
 
     def _eta(self) -> str:
         left = self._director.clock.left()
