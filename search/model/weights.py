@@ -147,7 +147,8 @@ def _hub_fault(seconds: float = _HUB_SECONDS) -> str | None:
             # It answered; 4xx for HEAD on the front page says nothing about the files.
             answer.append(None if error.code < 500 else f"{endpoint} answers {error.code}")
         except (OSError, ValueError) as error:
-            answer.append(f"{endpoint} cannot be reached ({getattr(error, 'reason', error)})")
+            cause = getattr(error, "reason", error)
+            answer.append(f"{endpoint} cannot be reached ({getattr(cause, 'strerror', cause)})")
 
     # A thread, since looking up a name ignores the time limit.
     thread = threading.Thread(target=ask, daemon=True)
