@@ -4,6 +4,7 @@ import os
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -60,7 +61,13 @@ def run_study(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except Exception as error:  # a full disk, a lost head, a bug: what is journaled is safe
+            raise RunFailed(
+                f"the search broke off; mend this and --resume {director.run.root}:\n"
+                f"{traceback.format_exc()}"
+            ) from error
     check_failures(director)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ray import tune
 
+from spaces.errors import UserError
 from spaces.recipe import Recipe
 from spaces.seeds import derive
 
@@ -83,6 +84,8 @@ class Worker:
             yield {**head, "points": [], "end": {"state": "diverged", "reason": str(error)}}
         except OutOfMemory as error:
             yield {**head, "points": [], "end": {"state": "out of memory", "reason": str(error)}}
+        except UserError as error:  # a recipe that cannot be built, say
+            yield {**head, "points": [], "end": {"state": "failed", "reason": str(error)}}
         except Exception:
             reason = traceback.format_exc()
             yield {**head, "points": [], "end": {"state": "failed", "reason": reason}}

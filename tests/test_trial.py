@@ -11,6 +11,7 @@ from search.prepare import prepare
 from search.run import parser
 from search.setup import Setup
 from search.trial import Context, Worker
+from spaces.errors import UserError
 from tests.runs import GENES, learnable_folder
 
 EPOCHS = 4
@@ -96,6 +97,7 @@ def test_what_goes_wrong_becomes_a_named_end(setup: Setup, monkeypatch: pytest.M
         (Diverged("the loss is nan"), "diverged"),
         (OutOfMemory("micro-batch 1"), "out of memory"),
         (KeyError("bug"), "failed"),
+        (UserError("the image is too small"), "failed"),
     ):
 
         def fail(self: FoldTraining, error: Exception = error) -> None:
@@ -104,6 +106,7 @@ def test_what_goes_wrong_becomes_a_named_end(setup: Setup, monkeypatch: pytest.M
         monkeypatch.setattr(FoldTraining, "epoch", fail)
         (report,) = worker_of(setup).reports(config_of(setup, 3, 1))
         assert report["end"]["state"] == state and str(error) in report["end"]["reason"]
+        assert ("Traceback" in report["end"]["reason"]) == isinstance(error, KeyError)
 
 
 def test_a_learning_rate_that_explodes_ends_as_diverged(setup: Setup) -> None:
