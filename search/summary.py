@@ -33,8 +33,9 @@ def tell(setup: Setup, frame: "pd.DataFrame", built: "BuildResult | None") -> No
     console.print(f"\nrun folder: {run}", soft_wrap=True)
     console.print(f"leaderboard: python -m search.leaderboard {run}", soft_wrap=True)
     if built is not None:
+        data = "DIR" if built.submission is None else setup.data
         console.print(
-            f"predict: python -m ensemble.predict {setup.run.ensemble} --data {setup.data} "
+            f"predict: python -m ensemble.predict {setup.run.ensemble} --data {data} "
             "--out submission.csv",
             soft_wrap=True,
         )
