@@ -12,6 +12,7 @@ from types import FrameType
 from search.cluster import connect
 from search.director import Director
 from search.plan import Plan, Resources
+from search.terminal import say
 from search.trial import Context
 from spaces.errors import RunFailed
 
@@ -88,10 +89,9 @@ def _ctrl_c(director: Director) -> Iterator[None]:
         if director.interrupted:
             raise KeyboardInterrupt
         director.interrupted = True
-        print(
+        say(
             "\nCtrl-C: no new trials; finishing what is cheap, then leaderboard and ensemble. "
-            "Once more stops at once (the run can be resumed).",
-            flush=True,
+            "Once more stops at once (the run can be resumed)."
         )
 
     if threading.current_thread() is not threading.main_thread():
