@@ -98,10 +98,8 @@ def test_the_bundle_gives_the_runs_submission(whole: tuple[Path, str], data: Pat
 def test_a_finished_run_resumes_to_itself(whole: tuple[Path, str]) -> None:
     run, _ = whole
     before = decisions(run)
-    started = time.monotonic()
     output = call("--resume", run, cwd=run.parent)
     assert decisions(run) == before and "ensemble" in output
-    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("kill_at", ["decision", "fold"])
