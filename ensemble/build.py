@@ -1,89 +1,117 @@
-"""python -m ensemble.build RUN: choose members, write the bundle and the submission.
+"""python -m ensemble.build RUN [RUN ...], or with --oof: choose members, weigh them, report.
 
 Shapes: M members, T outputs, N test rows.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ensemble.limits import MAX_MEMBERS, Limits
 from spaces.errors import UserError, run_main
+from spaces.task import TASK_TYPES
 
 if TYPE_CHECKING:
+    from ensemble.blend import Blend
     from ensemble.bundle import Bundle
-    from ensemble.greedy import Selection
-    from ensemble.honest import Nested
+    from ensemble.choose import Choice, Tell
     from ensemble.members import Pool
     from search.run_folder import RunFolder
 
-MAX_MEMBERS = 10  # each costs K models at prediction
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """A chosen member as the table shows it."""
-
-    trial: int
-    weight: float
-    score: float  # its own trial score
-    gain: float  # what the ensemble's score loses without it, the other weights kept
+METHOD = "greedy"
+DERIVED = ("soup", "features")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BuildResult:
-    """What was chosen, how good it is, and where it lies."""
+    """What was chosen, and where it lies."""
 
-    pool: "Pool"
-    selection: "Selection"
-    nested: "Nested"
-    shares: tuple[Share, ...]  # heaviest first
+    choice: "Choice"
     bundle: "Bundle"
     submission: Path | None  # None: no test rows, or a member without predictions for them
 
-    @property
-    def score(self) -> float:
-        """OOF score of the ensemble: optimistic, selected on the same rows."""
-        return self.selection.score
-
 
 def build(
-    run: "RunFolder", *, max_members: int = MAX_MEMBERS, out: Path | None = None
+    *runs: "RunFolder",
+    out: Path | None = None,
+    add: Sequence[str] = (),
+    tell: "Tell" = lambda done, steps, what: None,
+    **how: Any,
 ) -> BuildResult:
-    """Select from the members that are there now, and refresh bundle and submission.
+    """Choose from the members that are there now, and refresh bundle and submission.
 
-    Needs no inference. `out` puts the bundle (not the submission) elsewhere than RUN/ensemble.
-    Raises UserError when there is no member or one is damaged.
+    `out` puts the bundle elsewhere than RUN/ensemble and the submission beside it; several runs
+    need it. `add` names the kinds of derived members to make first, of DERIVED; only these need
+    inference. `how` goes to `choose`. Raises UserError when there is no member or one is damaged.
     """
     from filelock import FileLock
 
-    from ensemble.engines import make_engine
+    from ensemble.choose import choose
     from ensemble.export import export
-    from ensemble.greedy import select
-    from ensemble.honest import nested
     from ensemble.members import load_members
 
-    if max_members < 1:
-        raise UserError(f"--max-members is {max_members}; it must be 1 or more")
+    if len(runs) > 1 and out is None:
+        raise UserError("several runs are joined and no --out is given; name the bundle's folder")
     # A search refreshes its ensemble as members finish, and a person may build by hand meanwhile.
-    with FileLock(run.root / ".ensemble.lock"):
-        pool = load_members(run)
-        engine = make_engine(
-            pool.facts.metric, [m.pred_TN for m in pool.members], pool.true_TN, pool.fold_N
+    with ExitStack() as stack:
+        for run in sorted(runs, key=lambda run: run.root.resolve()):
+            stack.enter_context(FileLock(run.root / ".ensemble.lock"))
+        pool, notes = _with_derived(load_members(*runs), runs, add, tell)
+        choice = choose(pool, tell=tell, **how)
+        choice.report["notes"] = notes
+        bundle = export(
+            pool, choice.blend, choice.report, _columns(runs[0], pool), out or runs[0].ensemble
         )
-        selection = select(engine, max_members=max_members)
-        scores = nested(engine, max_members=max_members)
-        columns = _columns(run, pool)
-        bundle = export(run, pool, selection, scores, columns, out or run.ensemble)
-        return BuildResult(
-            pool=pool,
-            selection=selection,
-            nested=scores,
-            shares=_shares(engine, pool, selection),
-            bundle=bundle,
-            submission=_submission(run, pool, selection),
+        target = runs[0].submission if out is None else out.with_name(f"{out.name}-submission.csv")
+        submission = _submission(runs[0], pool, choice.blend, target)
+        return BuildResult(choice=choice, bundle=bundle, submission=submission)
+
+
+def build_files(choice: "Choice", out: Path) -> None:
+    """Write what was chosen from plain files: ensemble.json, blend.safetensors and oof.npy.
+
+    Raises UserError when `out` holds something else.
+    """
+    from ensemble.files.predictions import save_array
+    from search.run_folder import write_json
+
+    if out.exists() and (
+        not out.is_dir() or (any(out.iterdir()) and not (out / "ensemble.json").is_file())
+    ):
+        raise UserError(
+            f"{out} exists and is no ensemble; it is not overwritten: give another --out"
         )
+    for name in ("test.csv", "test.npy"):  # of an earlier choice
+        (out / name).unlink(missing_ok=True)
+    choice.blend.save(out / "blend.safetensors")
+    preds = [choice.pool.members[m].pred_TN for m in choice.blend.members]
+    pred_TN = choice.blend.apply(preds)
+    save_array(out / "oof.npy", pred_TN)
+    write_json(out / "ensemble.json", choice.report)
+
+
+def _with_derived(
+    pool: "Pool", runs: Sequence["RunFolder"], add: Sequence[str], tell: "Tell"
+) -> tuple["Pool", list[str]]:
+    """The pool with soups and feature heads of each run's members, and what is to say of them."""
+    unknown = [name for name in add if name not in DERIVED]
+    if unknown:
+        raise UserError(f"--add has {', '.join(unknown)}; known: {', '.join(DERIVED)}")
+    members, notes = list(pool.members), []
+    for kind in dict.fromkeys(add):
+        if kind == "soup":
+            from ensemble.derived.soup import make_soups as make
+        else:
+            from ensemble.derived.features import make_feature_heads as make
+        for run in runs:
+            made, said = make(pool, run, tell)
+            label = "" if len(runs) == 1 else f"{run.root.name}/"
+            members += [replace(member, name=f"{label}{member.name}") for member in made]
+            notes += [f"{member.name}: {member.note}" for member in made] + said
+    return replace(pool, members=tuple(members)), notes
 
 
 def _columns(run: "RunFolder", pool: "Pool") -> tuple[str, ...]:
@@ -91,96 +119,155 @@ def _columns(run: "RunFolder", pool: "Pool") -> tuple[str, ...]:
 
     if run.form.is_file():
         return SubmissionForm.load(run.form).columns
+    assert pool.facts is not None
     return (pool.facts.layout.id_column, *pool.facts.target_names)
 
 
-def _shares(engine: Any, pool: "Pool", selection: "Selection") -> tuple[Share, ...]:
-    shares = []
-    for m in selection.chosen:
-        rest_M = selection.counts_M.copy()
-        rest_M[m] = 0
-        without = float(engine.fold_scores(rest_M).mean()) if rest_M.any() else 0.0
-        shares.append(
-            Share(
-                trial=pool.members[m].trial,
-                weight=float(selection.weights_M[m]),
-                score=pool.members[m].score,
-                gain=selection.score - without,
-            )
-        )
-    return tuple(sorted(shares, key=lambda share: -share.weight))
-
-
-def _submission(run: "RunFolder", pool: "Pool", selection: "Selection") -> Path | None:
-    """RUN/submission.csv from the members' kept predictions for the test rows."""
-    import numpy as np
-
+def _submission(run: "RunFolder", pool: "Pool", blend: "Blend", target: Path) -> Path | None:
+    """The submission from the members' kept predictions for the test rows."""
     from ensemble.submission import SubmissionForm
     from search.oof import read_test
 
     if not run.form.is_file():
         return None
     form = SubmissionForm.load(run.form)
-    sum_TN = np.zeros((len(form.target_names), len(form.test_ids)))
-    for m in selection.chosen:
-        test_TN = read_test(run.oof(pool.members[m].trial), *sum_TN.shape)
+    preds = []
+    for m in blend.members:
+        folder = pool.members[m].kept
+        assert folder is not None
+        test_TN = read_test(folder, len(form.target_names), len(form.test_ids))
         if test_TN is None:
             return None
-        sum_TN += selection.weights_M[m] * test_TN
-    form.write(run.submission, sum_TN)
-    return run.submission
+        preds.append(test_TN)
+    form.write(target, blend.apply(preds))
+    return target
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ensemble.build", description="Build the ensemble of a run."
+        prog="python -m ensemble.build",
+        description="Build the ensemble of a run, of several runs with the same folds, or of "
+        "anyone's out-of-fold predictions.",
     )
-    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("run", type=Path, nargs="*", help="folder of a run")
     parser.add_argument(
-        "--max-members", type=int, default=MAX_MEMBERS, help=f"default {MAX_MEMBERS}"
-    )
-    parser.add_argument("--out", type=Path, help="folder of the bundle (default RUN/ensemble)")
+        "--method", default=METHOD, metavar="M",
+        help=f"how to combine (default {METHOD}); auto: the simplest within one standard error",
+    )  # fmt: skip
+    parser.add_argument("--max-members", type=int, default=MAX_MEMBERS, metavar="N",
+                        help=f"default {MAX_MEMBERS}")  # fmt: skip
+    parser.add_argument("--max-per-family", type=int, metavar="N", help="of one backbone family")
+    parser.add_argument("--max-mb", type=float, metavar="MB", help="of all models together")
+    parser.add_argument("--max-ms", type=float, metavar="MS", help="to predict one image")
+    parser.add_argument("--sorted-start", type=int, default=0, metavar="N",
+                        help="greedy: start from the N best")  # fmt: skip
+    parser.add_argument("--bag", nargs="+", default=(), metavar="members|rows",
+                        help="greedy: average 20 selections, each from half of these")  # fmt: skip
+    parser.add_argument("--add", nargs="+", default=(), metavar="|".join(DERIVED),
+                        help="first make members by inference: means of weights of models that "
+                        "began alike; a linear layer on the features of the best")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="folder of the result (default RUN/ensemble)")
+    files = parser.add_argument_group("predictions from anywhere (npy, csv or parquet)")
+    files.add_argument("--oof", type=Path, nargs="+", metavar="FILE", help="one per member")
+    files.add_argument("--target", type=Path, metavar="FILE", help="the truth")
+    files.add_argument("--folds", type=Path, metavar="FILE", help="fold (and group) of each row")
+    files.add_argument("--metric", metavar="NAME", help="auroc, log_loss, rmse, khd, ...")
+    files.add_argument("--task-type", choices=TASK_TYPES, help="what the outputs are")
+    files.add_argument("--id-column", metavar="NAME", help="default: a column called id")
+    files.add_argument("--test", type=Path, nargs="+", metavar="FILE",
+                       help="test predictions of each member, in the order of --oof")  # fmt: skip
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    _refuse_mixed(args)
 
+    from ensemble.greedy import Options
+    from ensemble.show import progress, say, show
     from search.run_folder import RunFolder
 
-    show(build(RunFolder.open(args.run), max_members=args.max_members, out=args.out))
+    how: dict[str, Any] = {
+        "method": args.method,
+        "limits": Limits(
+            max_members=args.max_members,
+            max_per_family=args.max_per_family,
+            max_mb=args.max_mb,
+            max_ms=args.max_ms,
+        ),
+        "options": Options(sorted_start=args.sorted_start, bag=tuple(args.bag)),
+        "compared": True,
+    }
+    if args.run:
+        runs = [RunFolder.open(path) for path in args.run]
+        with progress() as tell:
+            result = build(*runs, out=args.out, add=args.add, tell=tell, **how)
+        for note in result.choice.report["notes"]:
+            say(note)
+        show(result.choice)
+        say(f"bundle: {result.bundle.root}")
+        if result.submission:
+            say(f"submission: {result.submission}")
+        return 0
+    _main_files(args, how)
     return 0
 
 
-def show(result: BuildResult) -> None:
-    """Print members and scores, each score with its kind."""
-    from rich.console import Console
-    from rich.table import Table
+def _main_files(args: argparse.Namespace, how: dict[str, Any]) -> None:
+    from ensemble.choose import choose
+    from ensemble.files import read_files, read_test_files
+    from ensemble.members import pool_of_files
+    from ensemble.show import progress, say, show
 
-    from ensemble.export import score_rows
+    files = read_files(args.oof, args.target, args.folds, args.task_type, args.id_column)
+    tests = None
+    if args.test:
+        tests = read_test_files(args.test, files.names, files.target_names, args.id_column)
+    for note in files.notes:
+        say(note)
+    pool = pool_of_files(files, args.metric, args.task_type)
+    with progress() as tell:
+        choice = choose(pool, tell=tell, **how)
+    out = args.out or Path("ensemble")
+    build_files(choice, out)
+    show(choice)
+    say(f"written: {out}")
+    if tests is not None:
+        from ensemble.files import write_predictions
 
-    console = Console()
-    members = Table(
-        title=f"ensemble of {len(result.shares)} from {len(result.pool.members)} members"
-    )
-    for name in ("trial", "weight", "own score", "contribution"):
-        members.add_column(name, justify="right")
-    for share in result.shares:
-        members.add_row(
-            str(share.trial), f"{share.weight:.3f}", f"{share.score:.4f}", f"{share.gain:+.4f}"
-        )
-    console.print(members)
-    scores = Table(title=f"scores ({result.pool.facts.metric.label}, higher is better)")
-    scores.add_column("what")
-    scores.add_column("score", justify="right")
-    scores.add_column("kind")
-    for row in score_rows(result.selection, result.nested):
-        error = f" ± {row['standard_error']:.4f}" if "standard_error" in row else ""
-        scores.add_row(row["name"], f"{row['score']:.4f}{error}", row["kind"])
-    console.print(scores)
-    console.print(f"bundle: {result.bundle.root}", soft_wrap=True)
-    if result.submission:
-        console.print(f"submission: {result.submission}", soft_wrap=True)
+        ids, preds = tests
+        pred_TN = choice.blend.apply([preds[m] for m in choice.blend.members])
+        say(f"test predictions: {write_predictions(out, ids, files.target_names, pred_TN)}")
+
+
+def _refuse_mixed(args: argparse.Namespace) -> None:
+    """Raises UserError unless either runs or plain files are given, the latter complete."""
+    given = {
+        "--oof": args.oof, "--target": args.target, "--folds": args.folds,
+        "--metric": args.metric, "--task-type": args.task_type, "--id-column": args.id_column,
+        "--test": args.test,
+    }  # fmt: skip
+    used = [flag for flag, value in given.items() if value is not None]
+    faults = []
+    if args.run and used:
+        faults.append(f"{', '.join(used)} go with plain files, not with a run; leave out one side")
+    if not args.run:
+        needed = ("--oof", "--target", "--metric", "--task-type")
+        missing = [flag for flag in needed if given[flag] is None]
+        if missing:
+            faults.append(
+                f"{', '.join(missing)} missing; give a RUN, or --oof, --target, --metric and "
+                "--task-type"
+            )
+        if args.add:
+            faults.append("--add needs a run's models and images; leave it out with plain files")
+        if args.test and args.oof and len(args.test) != len(args.oof):
+            faults.append(
+                f"--test names {len(args.test)} files and --oof {len(args.oof)}; give one test "
+                "file per member, in the same order"
+            )
+    if faults:
+        raise UserError(faults)
 
 
 if __name__ == "__main__":

@@ -9,25 +9,51 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemble.blend import Blend
 from search.run_folder import write_json
 from spaces.errors import UserError
 from spaces.task import CsvLayout
 
-FORMAT = 1  # version of the manifest
+FORMAT = 2  # version of the manifest
 MANIFEST = "manifest.json"
+REPORT = "ensemble.json"  # scores and members, for people and for --explain
+BLEND = "blend.safetensors"
+REQUIREMENTS = "requirements.txt"
 CODE = "code"  # folder with the sources that prediction needs
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class BundleMember:
-    """A trial with its weight and its fold models."""
+class BundlePart:
+    """Fold models of one recipe."""
 
-    trial: int
-    weight: float
     recipe: dict[str, Any]
     decode_size: int  # pixels that images are decoded to; the model resizes to its own size
     models: dict[str, str]  # fold -> file of the bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleMember:
+    """A member of the ensemble: fold models, or a linear layer on the features of several."""
+
+    name: str  # the trial; RUN/TRIAL when runs were joined; soup ..., features ...
+    weight: float  # its share of the blend
+    parts: tuple[BundlePart, ...]
+    layers: dict[str, str]  # fold -> file of the bundle; empty: one part that predicts by itself
+
+    @property
+    def folds(self) -> list[str]:
+        return list(self.layers or self.parts[0].models)
+
+    @property
+    def decode_size(self) -> int:
+        """Parts are of one run, whose images are decoded once."""
+        return self.parts[0].decode_size
+
+    @property
+    def files(self) -> list[str]:
+        models = (name for part in self.parts for name in part.models.values())
+        return [*models, *self.layers.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +65,12 @@ class Bundle:
     target_names: tuple[str, ...]
     columns: tuple[str, ...]  # of the submission, the id column first
     layout: CsvLayout
-    members: tuple[BundleMember, ...]  # heaviest first
+    members: tuple[BundleMember, ...]  # in the blend's order, heaviest first
+    blend: Blend  # makes one prediction of the members'
+
+    @property
+    def task_type(self) -> str:
+        return self.blend.task_type
 
     @classmethod
     def open(cls, root: Path | str) -> "Bundle":
@@ -77,16 +108,21 @@ class Bundle:
             target_names=tuple(data["target_names"]),
             columns=tuple(data["columns"]),
             layout=CsvLayout(**data["layout"]),
-            members=tuple(BundleMember(**member) for member in data["members"]),
+            members=tuple(_read_member(member) for member in data["members"]),
+            blend=Blend.load(root / BLEND),
         )
 
-    def member(self, trial: int) -> BundleMember:
-        """Raises UserError for a trial that is not in the bundle."""
+    def member(self, name: str) -> BundleMember:
+        """Raises UserError for a member that is not in the bundle."""
         for member in self.members:
-            if member.trial == trial:
+            if member.name == name:
                 return member
-        known = ", ".join(str(member.trial) for member in self.members)
-        raise UserError(f"trial {trial} is not in {self.root}; it has: {known}")
+        known = ", ".join(member.name for member in self.members)
+        raise UserError(f"member {name} is not in {self.root}; it has: {known}")
+
+    def model_bytes(self, member: BundleMember) -> int:
+        """Size of a member's files."""
+        return sum((self.root / name).stat().st_size for name in member.files)
 
     def write_manifest(self, facts: dict[str, Any]) -> None:
         """Write manifest.json for the files that lie in the bundle now; `facts` are for people."""
@@ -103,6 +139,11 @@ class Bundle:
         }
         data = json.loads(json.dumps(data))
         write_json(self.root / MANIFEST, {**data, "digest": _content_digest(data)})
+
+
+def _read_member(data: dict[str, Any]) -> BundleMember:
+    parts = tuple(BundlePart(**part) for part in data["parts"])
+    return BundleMember(**{**data, "parts": parts})
 
 
 _digests: dict[tuple[int, int, int, int], str] = {}

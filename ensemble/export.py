@@ -1,4 +1,4 @@
-"""Write a bundle: fold models, manifest, scores, README, requirements and the code to predict."""
+"""Write a bundle: fold models, blend, report, README, requirements and the code to predict."""
 
 import dataclasses
 import os
@@ -8,16 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ensemble.bundle import CODE, MANIFEST, Bundle, BundleMember
-from ensemble.greedy import Selection
-from ensemble.honest import Nested
+from ensemble.blend import Blend
+from ensemble.bundle import (
+    BLEND,
+    CODE,
+    MANIFEST,
+    REPORT,
+    REQUIREMENTS,
+    Bundle,
+    BundleMember,
+    BundlePart,
+)
+from ensemble.explain import after, formula, member_rows, score_text, targets
 from ensemble.members import Member, Pool
 from ensemble.vendor import Closure, closure, copy_code, requirements
-from search.run_folder import RunFolder, write_json, write_text
+from search.run_folder import write_json, write_text
 from spaces.errors import UserError
-
-OPTIMISTIC = "optimistic, selected on the same rows"
-NESTED = "nested: chosen without each fold, scored on it"
 
 _PREDICT = '''\
 """Predict with this bundle: python predict.py --data DIR --out FILE"""
@@ -39,110 +45,103 @@ if __name__ == "__main__":
 
 
 def export(
-    run: RunFolder,
-    pool: Pool,
-    selection: Selection,
-    scores: Nested,
-    columns: Sequence[str],
-    out: Path,
+    pool: Pool, blend: Blend, report: dict[str, Any], columns: Sequence[str], out: Path
 ) -> Bundle:
-    """Write the bundle of a selection to the folder `out`, whole or not at all.
+    """Write the bundle of a blend of the pool's members to the folder `out`, whole or not at all.
 
-    A bundle that lies there is replaced. Raises UserError when `out` holds something else, or
-    when a chosen trial lacks a fold model.
+    `report` becomes ensemble.json; `columns` are those of the submission. A bundle that lies there
+    is replaced. Raises UserError when `out` holds something else, or when a member lacks a fold
+    model.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / MANIFEST).is_file():
         raise UserError(f"{out} exists and is no bundle; it is not overwritten: give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
-        bundle = _fill(new, run, pool, selection, scores, columns)
+        bundle = _fill(new, pool, blend, report, columns)
         _replace(out, new)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return dataclasses.replace(bundle, root=out)
 
 
-def score_rows(selection: Selection, scores: Nested) -> list[dict[str, Any]]:
-    """The ensemble's scores, each with what kind of score it is."""
-    return [
-        {"name": "ensemble, OOF", "kind": OPTIMISTIC, "score": selection.score},
-        *(
-            {
-                "name": name,
-                "kind": NESTED,
-                "score": estimate.mean,
-                "standard_error": estimate.se,
-                "per_fold": list(estimate.per_fold),
-            }
-            for name, estimate in (
-                ("ensemble, nested", scores.ensemble),
-                ("best single, nested", scores.single),
-                ("ensemble minus best single, nested", scores.difference),
-            )
-        ),
-    ]
-
-
 def _fill(
-    root: Path,
-    run: RunFolder,
-    pool: Pool,
-    selection: Selection,
-    scores: Nested,
-    columns: Sequence[str],
+    root: Path, pool: Pool, blend: Blend, report: dict[str, Any], columns: Sequence[str]
 ) -> Bundle:
-    chosen = sorted(selection.chosen, key=lambda m: (-selection.weights_M[m], m))
-    folds = sorted({int(fold) for fold in pool.fold_N})
-    weights_M, size = selection.weights_M.tolist(), pool.facts.store_size
-    members = tuple(_member(root, run, pool.members[m], weights_M[m], folds, size) for m in chosen)
+    assert pool.facts is not None
     bundle = Bundle(
         root=root,
-        task=pool.facts.task,
-        target_names=pool.facts.target_names,
+        task=pool.task,
+        target_names=pool.target_names,
         columns=tuple(columns),
         layout=pool.facts.layout,
-        members=members,
+        members=_members(root, pool, blend),
+        blend=dataclasses.replace(blend, members=tuple(range(len(blend.members)))),
     )
     found = closure()
     copy_code(found, root / CODE)
     pins = requirements(found)
-    rows = score_rows(selection, scores)
-    write_json(root / "ensemble.json", _summary(pool, chosen, selection, rows))
-    write_text(root / "requirements.txt", "".join(f"{pin}\n" for pin in pins))
+    bundle.blend.save(root / BLEND)
+    write_json(root / REPORT, report)
+    write_text(root / REQUIREMENTS, "".join(f"{pin}\n" for pin in pins))
     write_text(root / "predict.py", _PREDICT)
-    write_text(root / "README.md", _readme(bundle, pool, chosen, rows, found))
-    facts = {"rows": len(pool.fold_N), "folds": len(folds), "versions": list(pins)}
-    bundle.write_manifest(facts)
+    write_text(root / "README.md", _readme(bundle, report, found))
+    bundle.write_manifest({"rows": len(pool.fold_N), "folds": pool.folds, "versions": list(pins)})
     return bundle
 
 
-def _member(
-    root: Path,
-    run: RunFolder,
-    member: Member,
-    weight: float,
-    folds: list[int],
-    decode_size: int,
-) -> BundleMember:
-    source = run.checkpoints(member.trial)
-    lost = [k for k in folds if not (source / f"fold-{k}.safetensors").is_file()]
-    if lost:
+def _members(root: Path, pool: Pool, blend: Blend) -> tuple[BundleMember, ...]:
+    """The blend's members in its order, their models linked into the bundle.
+
+    Raises UserError naming all that lack models.
+    """
+    members: list[BundleMember] = []
+    faults: list[str] = []
+    for number, (m, weight) in enumerate(zip(blend.members, blend.weights, strict=True)):
+        try:
+            members.append(_member(root, number, pool.members[m], weight, pool.folds))
+        except UserError as error:
+            faults += error.faults
+    if faults:
+        raise UserError(faults)
+    return tuple(members)
+
+
+def _member(root: Path, number: int, member: Member, weight: float, folds: int) -> BundleMember:
+    if not member.parts:
         raise UserError(
-            f"trial {member.trial} lacks the models of folds {lost} in {source}; restore them, or "
-            f"delete {run.oof(member.trial)} to build without this trial"
+            f"member {member.name} has predictions but no models; a bundle needs a run's members"
         )
-    models = {str(k): f"models/{member.trial:04d}/fold-{k}.safetensors" for k in folds}
-    for fold, name in models.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        _link(source / f"fold-{fold}.safetensors", root / name)
-    return BundleMember(
-        trial=member.trial,
-        weight=weight,
-        recipe=member.recipe,
-        decode_size=decode_size,
-        models=models,
-    )
+    # By number: a name may hold what a path may not.
+    home, parts, faults = f"models/{number:02d}", [], []
+    for place, part in enumerate(member.parts):
+        lost = [k for k in range(folds) if not (part.folder / _model(k)).is_file()]
+        if lost:
+            faults.append(
+                f"member {member.name} lacks the models of folds {lost} in {part.folder}; restore "
+                f"them, or delete {member.kept} to build without it"
+            )
+            continue
+        folder = f"{home}/part-{place}" if member.layer else home
+        models = _link_folds(part.folder, root, folder, folds)
+        parts.append(BundlePart(recipe=part.recipe, decode_size=part.decode_size, models=models))
+    if faults:
+        raise UserError(faults)
+    layers = _link_folds(member.layer, root, f"{home}/layer", folds) if member.layer else {}
+    return BundleMember(name=member.name, weight=weight, parts=tuple(parts), layers=layers)
+
+
+def _link_folds(source: Path, root: Path, folder: str, folds: int) -> dict[str, str]:
+    """A folder's fold files as files of the bundle: fold -> name."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    files = {str(k): f"{folder}/{_model(k)}" for k in range(folds)}
+    for fold, name in files.items():
+        _link(source / _model(int(fold)), root / name)
+    return files
+
+
+def _model(fold: int) -> str:
+    return f"fold-{fold}.safetensors"
 
 
 def _link(source: Path, target: Path) -> None:
@@ -169,44 +168,23 @@ def _replace(out: Path, new: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _summary(
-    pool: Pool, chosen: list[int], selection: Selection, rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "task": pool.facts.task,
-        "metric": pool.facts.metric.label,
-        "weights": {str(pool.members[m].trial): float(selection.weights_M[m]) for m in chosen},
-        "steps": [pool.members[m].trial for m in selection.order],
-        "scores": rows,
-        "members": [
-            {
-                "trial": pool.members[m].trial,
-                "weight": float(selection.weights_M[m]),
-                "score": pool.members[m].score,
-                "per_fold": [score.value for score in pool.members[m].scores],
-            }
-            for m in chosen
-        ],
-    }
-
-
-def _readme(
-    bundle: Bundle, pool: Pool, chosen: list[int], rows: list[dict[str, Any]], found: Closure
-) -> str:
-    layout, names = bundle.layout, bundle.target_names
+def _readme(bundle: Bundle, report: dict[str, Any], found: Closure) -> str:
+    layout, blend = bundle.layout, bundle.blend
+    scores = [[row["name"], score_text(row), row["kind"]] for row in report["scores"]]
+    steps = [f"{step[0].upper()}{step[1:]}." for step in after(blend, bundle.target_names)]
     lines = [
         f"# Ensemble for {bundle.task}",
         "",
-        f"{len(chosen)} models, each trained on {len(set(pool.fold_N.tolist()))} folds, "
-        f"predict {len(names)} targets per image "
-        f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}).",
+        f"{len(bundle.members)} members with {len(bundle.members[0].folds)} fold models each "
+        f"predict for each image the targets ({bundle.task_type}) {targets(bundle.target_names)}.",
         "This folder is all that prediction needs.",
         "",
         "## Run",
         "",
         "```",
-        "pip install -r requirements.txt",
+        f"pip install -r {REQUIREMENTS}",
         "python predict.py --data DIR --out submission.csv",
+        "python predict.py --explain",
         "```",
         "",
         f"DIR holds `{layout.test}` with the columns `{layout.id_column}` and "
@@ -215,30 +193,28 @@ def _readme(
         "`--tta 1|4|8` averages the image alone, its flips, or flips and quarter turns; without it "
         "each model does what it was searched with.",
         "",
-        f"## Scores ({pool.facts.metric.label}, higher is better)",
+        f"## Scores ({report['metric']}, higher is better)",
         "",
-        "| what | score | kind |",
-        "|---|---|---|",
-        *(f"| {r['name']} | {r['score']:.4f}{_se(r)} | {r['kind']} |" for r in rows),
+        *_markdown([["what", "score", "kind"], *scores]),
         "",
         "Expect the nested score on new data of the same kind, not the optimistic one.",
         "",
         "## Members",
         "",
-        "| trial | weight | backbone | image size | own score |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {member.trial} | {member.weight:.3f} | {member.recipe.get('backbone')} "
-            f"| {member.recipe.get('image_size')} | {pool.members[m].score:.4f} |"
-            for member, m in zip(bundle.members, chosen, strict=True)
-        ),
+        *_markdown(member_rows(bundle, report)),
+        "",
+        f"The fold models of a member are averaged; then `{blend.method}` takes {formula(blend)}.",
+        *steps,
         "",
         f"`{MANIFEST}` holds recipes, layout and the digest of every file; a changed byte is "
-        f"refused. `{CODE}/` holds the {len(found.files)} source files that prediction uses.",
+        f"refused. `{BLEND}` holds the weights, `{REPORT}` the whole report, and `{CODE}/` the "
+        f"{len(found.files)} source files that prediction uses.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _se(row: dict[str, Any]) -> str:
-    return f" ± {row['standard_error']:.4f}" if "standard_error" in row else ""
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table; the first row is its head."""
+    head, *rest = [f"| {' | '.join(row)} |" for row in rows]
+    return [head, f"|{'---|' * len(rows[0])}", *rest]

@@ -1,22 +1,28 @@
-"""Members of a run: finished trials with aligned out-of-fold predictions.
+"""Members: finished trials, or anyone's predictions, with aligned out-of-fold predictions.
 
 Shapes: M members, T outputs, N rows, K folds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.submission import read_sample, read_values
-from search.data.folds import read_folds
-from search.metrics import FittedMetric, Score, fold_scores, mean_score
+from ensemble.limits import Cost
+from ensemble.submission import SubmissionForm, read_sample, read_values
+from search.metrics import FittedMetric, Score, check_predictions, check_truth, get_metric
 from search.oof import read_oof
 from search.run_folder import RunFolder, read_json
+from spaces.backbones import series
 from spaces.errors import UserError
 from spaces.task import CsvLayout
+
+if TYPE_CHECKING:
+    from ensemble.files import PlainFiles
+    from search.data.folds import Folds
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,6 +30,7 @@ class RunFacts:
     """What run.json tells the ensemble."""
 
     task: str
+    task_type: str
     metric: FittedMetric
     target_names: tuple[str, ...]
     layout: CsvLayout
@@ -39,6 +46,7 @@ class RunFacts:
             raise UserError(f"{run.run} has no {', '.join(missing)}; it is damaged: restore it")
         return cls(
             task=str(data["task"]),
+            task_type=str(data.get("task_type", "regression")),  # runs before it was recorded
             metric=FittedMetric.from_dict(data["metric"]),
             target_names=tuple(data["target_names"]),
             layout=CsvLayout(**data["layout"]),
@@ -46,61 +54,132 @@ class RunFacts:
         )
 
 
+class Part(NamedTuple):
+    """Fold models that a member predicts with."""
+
+    folder: Path  # with fold-K.safetensors
+    recipe: dict[str, Any]
+    decode_size: int  # pixels that images are decoded to
+
+
+class Origin(NamedTuple):
+    """The trial behind a member."""
+
+    run: RunFolder
+    trial: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Member:
-    """A finished trial that may join an ensemble."""
+    """Out-of-fold predictions that may join an ensemble."""
 
-    trial: int
-    pred_TN: NDArray[np.float32]  # memory-mapped
-    scores: tuple[Score, ...]  # (K,) of each fold
-    meta: dict[str, Any]  # of the OOF store
-    recipe: dict[str, Any]
-
-    @property
-    def score(self) -> float:
-        """The trial's score: the unweighted mean over folds."""
-        return mean_score(self.scores).value
+    name: str  # the trial; RUN/TRIAL when runs are joined; the file's stem
+    pred_TN: NDArray[np.float32]  # memory-mapped where it can be
+    cost: Cost
+    parts: tuple[Part, ...] = ()  # none: predictions without models; several: a feature head
+    layer: Path | None = None  # of a feature head: folder with its layers, fold-K.safetensors
+    kept: Path | None = None  # folder where test.npy may lie
+    origin: Origin | None = None  # None: not a trial
+    note: str = ""  # how it was made, when it is not a trial
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pool:
-    """A run's members, best first (equal scores: the lower trial number first)."""
+    """Aligned members of one task, and the truth they are scored by."""
 
-    facts: RunFacts
+    task: str
+    task_type: str
+    metric: FittedMetric
+    target_names: tuple[str, ...]
     members: tuple[Member, ...]
     true_TN: NDArray[np.float32]
     fold_N: NDArray[np.int64]
+    group_N: NDArray[np.int64] | None  # a code per row; None when rows were not grouped
+    facts: RunFacts | None = None  # of the (first) run
+
+    @property
+    def folds(self) -> int:
+        return int(self.fold_N.max()) + 1
 
 
-def load_members(run: RunFolder) -> Pool:
-    """All members of a run. Raises UserError with all faults when there is none, or when one is
-    misaligned, incomplete or not finite."""
-    facts = RunFacts.read(run)
-    folds = read_folds(run.folds)
-    fold_N = np.asarray(folds.fold, dtype=np.int64)
-    true_TN = _targets(run.targets, (len(facts.target_names), len(fold_N)))
+def load_members(*runs: RunFolder) -> Pool:
+    """All members of one run, or of several runs of one task with the same folds.
+
+    Raises UserError with all faults when there is none, when one is misaligned, incomplete or not
+    finite, and when the runs cannot be joined.
+    """
+    from search.data.folds import read_folds
+
+    facts = [RunFacts.read(run) for run in runs]
+    folds = [read_folds(run.folds) for run in runs]
+    _refuse_strangers(runs, facts, folds)
+    first, fold_N = facts[0], np.asarray(folds[0].fold, dtype=np.int64)
+    true_TN = _targets(runs[0].targets, (len(first.target_names), len(fold_N)))
+    labels = _labels(runs)
     members: list[Member] = []
     faults: list[str] = []
-    for trial in run.members():
-        try:
-            pred_TN, meta = read_oof(run.oof(trial), folds, facts.target_names)
-            recipe = _recipe(run.checkpoints(trial) / "recipe.json")
-        except UserError as error:
-            faults += error.faults
-            continue
-        scores = tuple(fold_scores(facts.metric, pred_TN, true_TN, fold_N))
-        members.append(
-            Member(trial=trial, pred_TN=pred_TN, scores=scores, meta=meta, recipe=recipe)
-        )
+    for run, label, fact in zip(runs, labels, facts, strict=True):
+        for trial in run.members():
+            try:
+                members.append(_member(run, trial, label, fact, folds[0]))
+            except UserError as error:
+                faults += error.faults
     if faults:
         raise UserError(faults)
     if not members:
+        names = " and ".join(str(run.root) for run in runs)
         raise UserError(
-            f"{run.root} has no member: no trial has finished all its folds; "
+            f"{names} has no member: no trial has finished all its folds; "
             "resume the run with --resume, or give it more time"
         )
-    members.sort(key=lambda member: (-member.score, member.trial))
-    return Pool(facts=facts, members=tuple(members), true_TN=true_TN, fold_N=fold_N)
+    group = folds[0].group
+    return Pool(
+        task=first.task,
+        task_type=first.task_type,
+        metric=first.metric,
+        target_names=first.target_names,
+        members=tuple(members),
+        true_TN=true_TN,
+        fold_N=fold_N,
+        group_N=None if group is None else np.unique(np.array(group), return_inverse=True)[1],
+        facts=first,
+    )
+
+
+def pool_of_files(files: "PlainFiles", metric_name: str, task_type: str) -> Pool:
+    """Members from plain files, scored by a metric of that name.
+
+    Raises UserError with all faults: a metric that cannot score the task type, values outside
+    what it takes, folds in which it is undefined.
+    """
+    metric = get_metric(metric_name)
+    if task_type == "multiclass" and "multiclass" in metric.args:
+        metric = get_metric(metric_name, multiclass=True)
+    fitted = metric.fit(files.true_TN)
+    faults = []
+    if task_type not in fitted.task_types:
+        known = ", ".join(fitted.task_types)
+        faults.append(f"metric {metric_name} scores {known}, but --task-type is {task_type}")
+    else:
+        faults += check_truth(fitted, files.true_TN, files.fold_N, files.target_names)
+    for name, pred_TN in zip(files.names, files.preds, strict=True):
+        faults += check_predictions(fitted, pred_TN, name)
+    if faults:
+        raise UserError(faults)
+    members = tuple(
+        Member(name=name, pred_TN=pred_TN, cost=Cost(family=name))
+        for name, pred_TN in zip(files.names, files.preds, strict=True)
+    )
+    return Pool(
+        task="files",
+        task_type=task_type,
+        metric=fitted,
+        target_names=files.target_names,
+        members=members,
+        true_TN=files.true_TN,
+        fold_N=files.fold_N,
+        group_N=files.group_N,
+    )
 
 
 def score_submission(submission: Path, truth: Path, facts: RunFacts) -> Score:
@@ -112,11 +191,66 @@ def score_submission(submission: Path, truth: Path, facts: RunFacts) -> Score:
     return facts.metric.score(pred_TN, true_TN)
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    recipe = read_json(path).get("recipe")
+def _member(run: RunFolder, trial: int, label: str, facts: RunFacts, folds: "Folds") -> Member:
+    pred_TN, _ = read_oof(run.oof(trial), folds, facts.target_names)
+    kept = read_json(run.checkpoints(trial) / "recipe.json")
+    recipe = kept.get("recipe")
     if not isinstance(recipe, dict):
-        raise UserError(f"{path} holds no recipe; restore it")
-    return recipe
+        raise UserError(f"{run.checkpoints(trial) / 'recipe.json'} holds no recipe; restore it")
+    models = run.checkpoints(trial)
+    return Member(
+        name=f"{label}{trial}",
+        pred_TN=pred_TN,
+        cost=Cost(
+            family=series(str(recipe["backbone"])),
+            mb=sum(path.stat().st_size for path in models.glob("fold-*.safetensors")) / 2**20,
+            ms=kept.get("predict_ms"),
+        ),
+        parts=(Part(models, recipe, facts.store_size),),
+        kept=run.oof(trial),
+        origin=Origin(run, trial),
+    )
+
+
+def _labels(runs: Sequence[RunFolder]) -> list[str]:
+    """What stands before a trial's number in a member's name: nothing for a run alone."""
+    if len(runs) == 1:
+        return [""]
+    names = [run.root.resolve().name for run in runs]
+    return [
+        f"{name}/" if names.count(name) == 1 else f"{run.root}/"
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def _refuse_strangers(
+    runs: Sequence[RunFolder], facts: Sequence[RunFacts], folds: "Sequence[Folds]"
+) -> None:
+    """Raises UserError naming what differs from the first run, of everything that must agree."""
+    faults = []
+    roots = [run.root.resolve() for run in runs]
+    faults += [f"{root} is given twice; name each run once" for root in sorted(set(roots))
+               if roots.count(root) > 1]  # fmt: skip
+    for run, fact, fold in zip(runs[1:], facts[1:], folds[1:], strict=True):
+        differences = {
+            "task": (fact.task, facts[0].task),
+            "metric": (fact.metric, facts[0].metric),
+            "targets": (fact.target_names, facts[0].target_names),
+            "rows": (fold.ids, folds[0].ids),
+            "folds": (fold.digest, folds[0].digest),
+        }
+        other = [what for what, (here, there) in differences.items() if here != there]
+        if run.form.is_file() and runs[0].form.is_file():
+            tests = [SubmissionForm.load(r.form).test_ids for r in (run, runs[0])]
+            other += ["test rows"] if tests[0] != tests[1] else []
+        if other:
+            faults.append(
+                f"{run.root} has other {', '.join(other)} than {runs[0].root}; only runs that "
+                "agree in all of them can be joined: search with the same data, --groups, "
+                "--folds and --seed"
+            )
+    if faults:
+        raise UserError(faults)
 
 
 def _targets(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:

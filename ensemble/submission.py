@@ -4,7 +4,7 @@ Shapes: T outputs, N test rows.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,30 @@ class SubmissionForm:
                 f"predictions have shape {pred_TN.shape}; it must be {shape} without NaN"
             )
         row_of = {name: row for row, name in enumerate(self.test_ids)}
-        output_of = {name: output for output, name in enumerate(self.target_names)}
         rows = [row_of[name] for name in self.ids]
-        values_NT = np.asarray(pred_TN, dtype=np.float32)[
-            [output_of[c] for c in self.columns[1:]]
-        ].T[rows]
+        self.write_pieces(path, [np.asarray(pred_TN)[:, rows]])
+
+    def write_pieces(self, path: Path, preds: Iterable[NDArray[Any]]) -> None:
+        """Write the CSV from the (T, n) predictions of consecutive `ids`, which may be made while
+        they are written. Raises ValueError when they are not as many, and for NaN."""
+        output_of = {name: output for output, name in enumerate(self.target_names)}
+        order = [output_of[name] for name in self.columns[1:]]
 
         def fill(temporary: Path) -> None:
+            done = 0
             with open(temporary, "w", newline="", encoding="utf-8") as file:
                 table = csv.writer(file, lineterminator="\n")
                 table.writerow(self.columns)
-                for name, values_T in zip(self.ids, values_NT, strict=True):
-                    table.writerow([name, *(DIGITS % value for value in values_T.tolist())])
+                for pred_Tn in preds:
+                    if not np.isfinite(pred_Tn).all():
+                        raise ValueError(f"predictions from row {done} on hold NaN or infinity")
+                    names = self.ids[done : done + pred_Tn.shape[1]]
+                    values_nT = np.asarray(pred_Tn, dtype=np.float32)[order].T
+                    for name, values_T in zip(names, values_nT, strict=True):
+                        table.writerow([name, *(DIGITS % value for value in values_T.tolist())])
+                    done += len(names)
+            if done != len(self.ids):
+                raise ValueError(f"predictions of {done} rows; there must be {len(self.ids)}")
 
         write_file(path, fill)
 

@@ -251,7 +251,8 @@ class Director:
 
     def _finish(self, trial: Trial) -> None:
         checkpoints = self.run.checkpoints(trial.number)
-        write_json(checkpoints / "recipe.json", {"recipe": trial.recipe})
+        facts = {"recipe": trial.recipe, "predict_ms": trial.predict_ms}
+        write_json(checkpoints / "recipe.json", facts)
         extra = self._finalise(trial)
         self._end(trial, states.FINISHED, "all folds done", **extra)
         self._on_member()

@@ -93,6 +93,10 @@ class RunFolder:
         """Folder of a trial's fold models: fold-K.safetensors and recipe.json."""
         return self.root / "checkpoints" / f"{trial:04d}"
 
+    def derived(self, name: str) -> Path:
+        """Folder of what is made from finished trials: soups, feature heads, kept features."""
+        return self.root / "derived" / name
+
     def work(self, trial: int, attempt: int) -> Path:
         """Where the workers of one attempt write. The driver moves finished files out of it, so a
         late writer of an older attempt cannot touch its successor's."""

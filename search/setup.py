@@ -60,6 +60,7 @@ def save(setup: Setup, args: argparse.Namespace) -> None:
         "plan": setup.plan.to_dict(),
         "means": vars(setup.means),
         "metric": setup.metric,
+        "task_type": setup.task.task_type,
         "target_names": setup.target_names,
         "layout": vars(setup.task.layout),
         "fold_order": setup.fold_order,

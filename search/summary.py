@@ -24,10 +24,13 @@ def tell(setup: Setup, frame: "pd.DataFrame", built: "BuildResult | None") -> No
     if built is None:
         console.print("\nno trial finished all folds: there is no ensemble yet")
     else:
-        from ensemble.build import show as show_ensemble
+        from ensemble.show import show as show_ensemble
 
         console.print()
-        show_ensemble(built)
+        show_ensemble(built.choice)
+        for what, path in (("bundle", built.bundle.root), ("submission", built.submission)):
+            if path is not None:
+                console.print(f"{what}: {path}", soft_wrap=True)
         _tell_truth(setup, built, console)
     run = setup.run.root
     console.print(f"\nrun folder: {run}", soft_wrap=True)
@@ -48,9 +51,10 @@ def _tell_truth(setup: Setup, built: "BuildResult", console: "Console") -> None:
     truth = setup.data / setup.task.truth
     if built.submission is None or not truth.is_file():
         return
-    true = score_submission(built.submission, truth, built.pool.facts).value
-    nested = built.nested.ensemble
+    assert built.choice.pool.facts is not None
+    true = score_submission(built.submission, truth, built.choice.pool.facts).value
+    nested = built.choice.nested
     console.print(
-        f"\nensemble: OOF {built.score:.4f} (optimistic), "
+        f"\nensemble: OOF {built.choice.score:.4f} (optimistic), "
         f"nested {nested.mean:.4f} ± {nested.se:.4f}, true test {true:.4f}"
     )

@@ -72,8 +72,8 @@ class Worker:
 
         The last report has an "end" when the trial cannot go on; errors become named end states.
         """
+        from search.model.memory import OutOfMemory
         from search.train.fold import Diverged
-        from search.train.memory import OutOfMemory
 
         head = {"trial": config["trial"], "attempt": config["attempt"]}
         try:
@@ -163,6 +163,7 @@ class Worker:
                 "score": score.value,
                 "parts": score.parts,
                 "params": finished.params,
+                "predict_ms": finished.predict_ms,
                 "seconds": time.monotonic() - trained,  # of what came after the last epoch
             },
         }

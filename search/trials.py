@@ -53,6 +53,13 @@ class Trial:
         scores = list(self.fold_scores().values())
         return sum(scores) / len(scores) if scores else math.nan
 
+    @property
+    def predict_ms(self) -> float | None:
+        """Milliseconds to predict an image with all fold models; None when one was not timed."""
+        times = [data.get("predict_ms") for data in self.folds.values()]
+        known = [float(value) for value in times if value is not None]
+        return sum(known) if known and len(known) == len(times) else None
+
     def seconds_per_epoch(self) -> float | None:
         """Mean wall seconds of an epoch with all that belongs to it; None before the first."""
         times = [point["seconds"] for point in self.curve.values()]

@@ -1,5 +1,7 @@
 """Facts about backbones that a space and a plan need before any network is built."""
 
+import re
+
 # Images per second in training on one CPU core at 64 px: batch 32, float32, torch 2.15, an idle
 # core of an AMD EPYC (docs/decisions.md). The plan prices recipes with it before anything has run.
 CPU_IMAGES_PER_SECOND_64 = {
@@ -50,6 +52,13 @@ def architecture(backbone: str) -> str:
 def family(backbone: str) -> str:
     """ "transformer" or "cnn": learning rates and regularisers differ between the two."""
     return "transformer" if architecture(backbone).startswith(_TRANSFORMERS) else "cnn"
+
+
+def series(backbone: str) -> str:
+    """The name that a backbone's sizes and versions share: resnet, efficientnet, vit, ..."""
+    plain = re.sub("^(test|tf|legacy)_", "", architecture(backbone))
+    found = re.match(r"[a-z]+?(?=v?\d|_|$)", plain)
+    return found[0] if found else plain
 
 
 def relative_cost(backbone: str, image_size: int, gpu: bool) -> float:

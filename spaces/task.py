@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spaces.errors import UserError, near
 from spaces.space import Space
+
+TASK_TYPES = ("regression", "binary", "multilabel", "multiclass")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Task:
     """One problem. Everything that runs asks the task, and knows no task by name."""
 
     name: str
+    task_type: str = "regression"  # one of TASK_TYPES
     layout: CsvLayout
     metric: str  # a name in search.metrics
     metric_args: Mapping[str, Any] = field(default_factory=dict)
@@ -44,3 +48,8 @@ class Task:
     space: Callable[[Means], Space]
     write_sample: Callable[[Path, int], None]  # (folder, seed): the embedded sample
     truth: str = "truth/test.csv"  # where a generated sample keeps its test targets
+
+    def __post_init__(self) -> None:
+        if self.task_type not in TASK_TYPES:
+            known = near(self.task_type, TASK_TYPES)
+            raise UserError(f"task {self.name} has the unknown type {self.task_type!r}; {known}")

@@ -1,7 +1,9 @@
 """Fixtures and rules that all tests share."""
 
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,6 +32,29 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"RUNGFOLD_DATA names {root}, which is not a folder")
     return root
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A small run as search.run leaves it, with its data. Not to be changed by a test."""
+    from tests.bundles import train_run
+
+    return train_run(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def built(trained: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """That run with its ensemble. Not to be changed by a test."""
+    from tests.bundles import build_run
+
+    return build_run(trained, tmp_path_factory.mktemp("built") / "run")
+
+
+@pytest.fixture
+def bundle(built: SimpleNamespace, tmp_path: Path) -> Path:
+    """A bundle of one's own to spoil."""
+    shutil.copytree(built.run.ensemble, tmp_path / "bundle")
+    return tmp_path / "bundle"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,8 +24,11 @@ FLAGS = {
     ),
     "search.check": "TASK --data --groups --skip-bad --cache",
     "search.leaderboard": "RUN --top --json",
-    "ensemble.build": "RUN --max-members --out",
-    "ensemble.predict": "BUNDLE --data --out --tta --batch-size",
+    "ensemble.build": (
+        "RUN --method --max-members --max-per-family --max-mb --max-ms --sorted-start --bag --add "
+        "--out --oof --target --folds --metric --task-type --id-column --test"
+    ),
+    "ensemble.predict": "BUNDLE --data --out --tta --batch-size --explain",
 }
 
 

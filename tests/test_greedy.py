@@ -1,4 +1,4 @@
-"""Greedy selection and its engines agree with the naive loop over averaged predictions.
+"""Greedy selection picks what the naive loop over averaged predictions picks, whatever the engine.
 
 Shapes: M members, T outputs, N rows, K folds.
 """
@@ -8,156 +8,66 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.engines import CallableEngine, GramEngine, make_engine, pearson
-from ensemble.greedy import TIE, best_single, select
-from search.metrics import fold_scores, get_metric, trial_score
+from ensemble.bench import Bench
+from ensemble.engines import TIE, make_engine
+from ensemble.greedy import Options, closer_then_stranger, path, select, select_members
+from ensemble.limits import Cost, Limits
+from search.metrics import best_thresholds
+from spaces.errors import UserError
+from tests.pools import METRICS, arrays, make_pool, metric_of, pool_for
 
 
-def naive(metric, preds_MTN, true_TN, fold_N, steps, max_members=None):
-    """The textbook loop: average, score, keep the best; ties as documented."""
-    members, order, trace = len(preds_MTN), [], []
+def naive_score(metric, pred_TN, true_TN, fold_N, folds):
+    """Mean over folds of the metric; thresholds, where it fits them, from these folds' rows."""
+    pred_TN = np.float32(pred_TN)
+    use = np.isin(fold_N, folds)
+    thresholds_T = None
+    if metric.fits_thresholds:
+        thresholds_T = best_thresholds(metric, pred_TN[:, use], true_TN[:, use], fold_N[use])
+    scores = [
+        metric.score(pred_TN[:, fold_N == k], true_TN[:, fold_N == k], thresholds_T).value
+        for k in folds
+    ]
+    return float(np.mean(scores))
+
+
+def naive(metric, preds_MTN, true_TN, fold_N, steps, folds):
+    """The textbook loop: average, score, keep the best. Among equals a member that is in, then
+    the first."""
+    order, trace = [], []
     for _ in range(steps):
         scores = []
-        for candidate in range(members):
+        for candidate in range(len(preds_MTN)):
             mean_TN = np.mean([np.float64(preds_MTN[m]) for m in [*order, candidate]], axis=0)
-            full = max_members is not None and len(set(order)) >= max_members
-            allowed = not full or candidate in order
-            score = trial_score(fold_scores(metric, mean_TN, true_TN, fold_N))
-            scores.append(score if allowed else -np.inf)
-        best = max(scores)
-        tied = [m for m in range(members) if scores[m] >= best - TIE]
+            scores.append(naive_score(metric, mean_TN, true_TN, fold_N, folds))
+        tied = [m for m in range(len(scores)) if scores[m] >= max(scores) - TIE]
         order.append(next((m for m in tied if m in order), tied[0]))
         trace.append(scores[order[-1]])
     length = next(i for i, s in enumerate(trace) if s >= max(trace) - TIE) + 1
     return order[:length], trace
 
 
-def problem(seed, members=5, outputs=7, rows=40, folds=3, noise=1.0):
-    rng = np.random.default_rng(seed)
-    profile = rng.normal(3, 2, (outputs, 1))
-    true_TN = profile + rng.normal(size=(outputs, rows))
-    preds = [
-        (
-            profile
-            + rng.uniform(0.2, 1) * (true_TN - profile)
-            + noise * rng.normal(size=true_TN.shape)
-        )
-        for _ in range(members)
-    ]
-    fold_N = rng.permutation(np.arange(rows) % folds)
-    return [p.astype(np.float32) for p in preds], true_TN.astype(np.float32), fold_N
-
-
-METRICS = [
-    get_metric("gene_expr", heg_n=3, hvg_n=2),
-    get_metric("gene_expr", heg_n=3, hvg_n=2, nan="drop"),
-    get_metric("pearson"),
-    get_metric("pearson", nan="drop"),
-    get_metric("rmse"),
-]
-IDS = ["gene_expr", "gene_expr-drop", "pearson", "pearson-drop", "rmse"]
-
-
-@pytest.mark.parametrize("metric", METRICS, ids=IDS)
-def test_engine_picks_the_same_members_in_the_same_order_as_the_naive_loop(metric):
-    preds, true_TN, fold_N = problem(1)
+@settings(deadline=None, max_examples=4)
+@given(seed=st.integers(0, 10_000), some=st.booleans())
+@pytest.mark.parametrize("key", METRICS)
+def test_the_same_members_in_the_same_order_as_the_naive_loop(key, seed, some):
+    metric, task_type = metric_of(key)
+    preds, true_TN, fold_N = arrays(task_type, seed)
     fitted = metric.fit(true_TN)
-    order, trace = naive(fitted, preds, true_TN, fold_N, steps=8)
-    selection = select(make_engine(fitted, preds, true_TN, fold_N), steps=8)
+    folds = [0, 2] if some else [0, 1, 2]
+    order, trace = naive(fitted, preds, true_TN, fold_N, 6, folds)
+    selection = select(make_engine(fitted, preds, true_TN, fold_N), folds, steps=6)
     assert list(selection.order) == order
     assert selection.trace == pytest.approx(trace, abs=1e-6)
-    assert selection.weights_M.sum() == pytest.approx(1)
-    assert selection.weights_M == pytest.approx(np.bincount(order, minlength=5) / len(order))
-
-
-def test_correlation_metrics_get_the_gram_engine_and_others_the_slow_one():
-    preds, true_TN, fold_N = problem(1)
-    kinds = [type(make_engine(m.fit(true_TN), preds, true_TN, fold_N)) for m in METRICS]
-    assert kinds == [GramEngine] * 4 + [CallableEngine]
-
-
-@st.composite
-def awkward_problems(draw):
-    """Small whole-number predictions with constant members, constant genes and duplicates."""
-    seed = draw(st.integers(0, 2**32 - 1))
-    rng = np.random.default_rng(seed)
-    outputs, rows, folds = draw(st.integers(2, 5)), draw(st.integers(6, 14)), 2
-    members = draw(st.integers(1, 5))
-    true_TN = rng.integers(-3, 4, (outputs, rows)).astype(np.float32)
-    preds = [rng.integers(-3, 4, (outputs, rows)).astype(np.float32) for _ in range(members)]
-    for index in range(members):
-        kind = draw(st.sampled_from(["plain", "constant", "profile", "gene", "copy", "mirror"]))
-        if kind == "constant":
-            preds[index][:] = rng.normal()
-        elif kind == "profile":
-            preds[index][:] = rng.normal(size=(outputs, 1))
-        elif kind == "gene":
-            preds[index][rng.integers(outputs)] = rng.normal()
-        elif kind == "copy":
-            preds[index] = preds[rng.integers(members)].copy()
-        elif kind == "mirror":
-            preds[index] = 1 - preds[rng.integers(members)]
-    if draw(st.booleans()):
-        true_TN[rng.integers(outputs)] = 0.1
-    fold_N = rng.permutation(np.arange(rows) % folds)
-    return preds, true_TN, fold_N
-
-
-@settings(deadline=None, max_examples=60)
-@given(awkward_problems(), st.sampled_from(METRICS[:4]), st.sampled_from([None, 1, 2]))
-def test_engine_agrees_with_the_naive_loop_on_awkward_members(awkward, metric, max_members):
-    preds, true_TN, fold_N = awkward
-    fitted = metric.fit(true_TN)
-    order, trace = naive(fitted, preds, true_TN, fold_N, steps=4, max_members=max_members)
-    engine = make_engine(fitted, preds, true_TN, fold_N)
-    selection = select(engine, steps=4, max_members=max_members)
-    assert selection.trace == pytest.approx(trace, abs=1e-6)
-    assert list(selection.order) == order
-
-
-@settings(deadline=None, max_examples=60)
-@given(awkward_problems(), st.sampled_from(METRICS[:4]), st.data())
-def test_fold_scores_equal_the_metric_of_the_averaged_predictions(awkward, metric, data):
-    preds, true_TN, fold_N = awkward
-    fitted = metric.fit(true_TN)
-    counts_M = np.array(data.draw(st.lists(st.integers(0, 9), min_size=5, max_size=5)))
-    counts_M = counts_M[: len(preds)] + (counts_M[: len(preds)].sum() == 0)
-    mean_TN = sum(c * np.float64(p) for c, p in zip(counts_M, preds, strict=True)) / counts_M.sum()
-    wanted = [s.value for s in fold_scores(fitted, mean_TN, true_TN, fold_N)]
-    for engine in (GramEngine, CallableEngine):
-        got_K = engine(fitted, preds, true_TN, fold_N).fold_scores(counts_M)
-        assert got_K == pytest.approx(wanted, abs=1e-6)
-
-
-def test_large_offsets_cost_no_accuracy():
-    preds, true_TN, fold_N = problem(2)
-    offset_T1 = np.linspace(500, 3000, len(true_TN))[:, None]
-    preds, true_TN = [np.float32(p + offset_T1) for p in preds], np.float32(true_TN + offset_T1)
-    fitted = METRICS[0].fit(true_TN)
-    order, trace = naive(fitted, preds, true_TN, fold_N, steps=6)
-    selection = select(make_engine(fitted, preds, true_TN, fold_N), steps=6)
-    assert list(selection.order) == order
-    assert selection.trace == pytest.approx(trace, abs=1e-6)
-
-
-def test_products_made_late_and_read_in_pieces_change_nothing(monkeypatch):
-    preds, true_TN, fold_N = problem(3, members=6)
-    fitted = METRICS[0].fit(true_TN)
-    whole = select(make_engine(fitted, preds, true_TN, fold_N), steps=8)
-    monkeypatch.setattr(pearson, "_GRAM_BYTES", 0)
-    monkeypatch.setattr(pearson, "_BLOCK_BYTES", 3000)
-    pieces = select(make_engine(fitted, preds, true_TN, fold_N), steps=8)
-    assert pieces.order == whole.order
-    assert pieces.trace == pytest.approx(whole.trace, abs=1e-12)
 
 
 def test_a_tie_goes_to_the_first_member_and_then_to_the_one_already_in():
-    preds, true_TN, fold_N = problem(4, members=1)
-    engine = make_engine(METRICS[2].fit(true_TN), preds * 3, true_TN, fold_N)
+    preds, true_TN, fold_N = arrays("regression", members=1)
+    metric, _ = metric_of("pearson")
+    engine = make_engine(metric.fit(true_TN), preds * 3, true_TN, fold_N)
     selection = select(engine, steps=5)
     assert selection.order == (0,)  # the shortest prefix: copies add nothing
     assert selection.trace == pytest.approx([selection.score] * 5)
-    assert best_single(engine) == 0
 
 
 def test_among_equal_candidates_the_one_already_in_wins_over_an_earlier_one():
@@ -168,54 +78,103 @@ def test_among_equal_candidates_the_one_already_in_wins_over_an_earlier_one():
     good_TN = true_TN + 0.5 * rng.normal(size=true_TN.shape)
     noisy_TN = 0.2 * (true_TN + 2 * rng.normal(size=true_TN.shape))
     preds = [np.float32(p) for p in (np.ones_like(true_TN), good_TN, noisy_TN)]
-    engine = make_engine(METRICS[2].fit(true_TN), preds, true_TN, np.arange(900) % 3)
+    metric, _ = metric_of("pearson")
+    engine = make_engine(metric.fit(true_TN), preds, true_TN, np.arange(900) % 3)
     assert select(engine, steps=3).order == (1, 1, 2)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_members_that_cancel_each_other_are_constant_and_not_rounding_noise(seed):
-    rng = np.random.default_rng(seed)
-    true_TN = rng.normal(size=(5, 26)).astype(np.float32)
-    one_TN, two_TN = (np.float32(rng.integers(-99, 99, (5, 26))) / 8 for _ in range(2))
-    preds = [one_TN, two_TN, -one_TN - two_TN]
-    for metric in METRICS[:4]:
-        fitted = get_metric(metric.name, **metric.args).fit(true_TN)
-        engine = GramEngine(fitted, preds, true_TN, np.arange(26) % 2)
-        assert engine.fold_scores(np.array([3, 3, 3])) == pytest.approx([0, 0], abs=1e-12)
+def test_a_tie_goes_to_the_lower_squared_error():
+    """AUROC cannot tell members that order rows alike; squared error can."""
+    rng = np.random.default_rng(1)
+    signal_N = rng.normal(size=90)
+    label_N = np.float32(signal_N + 0.3 * rng.normal(size=90) > 0)
+    timid_N, sure_N = (1 / (1 + np.exp(-slope * signal_N)) for slope in (0.2, 4))
+    preds = [np.float32(p)[None] for p in (timid_N, sure_N)]
+    bench = Bench(make_pool(preds, label_N[None], np.arange(90) % 3, *metric_of("auroc")))
+    assert bench.candidates([0, 1, 2]) == (0, 1)
+    assert path(bench, [0, 1, 2], Options()).order == (1,)
+
+
+def test_then_to_the_member_whose_errors_resemble_the_ensembles_least():
+    """Between two members of equal score and equal squared error."""
+    gram_MM = np.array([[4.0, 3.0, 1.0], [3.0, 4.0, 1.0], [1.0, 1.0, 4.0]])
+    bench = Bench(pool_for("pearson", members=3))
+    object.__setattr__(bench.errors, "gram_KMM", np.stack([gram_MM] * 3))
+    object.__setattr__(bench.errors, "count_K", np.ones(3, dtype=np.int64))
+    prefer = closer_then_stranger(bench, [0, 1, 2])
+    assert prefer(np.array([1, 0, 0]), [1, 2]) == 2
+    assert prefer(np.array([0, 0, 0]), [0, 1, 2]) == 0
 
 
 def test_selection_on_some_folds_ignores_the_rows_of_the_others():
-    preds, true_TN, fold_N = problem(5)
-    fitted = METRICS[0].fit(true_TN)
-    before = select(make_engine(fitted, preds, true_TN, fold_N), [0, 2])
-    spoilt = [np.where(fold_N == 1, np.float32(m), p) for m, p in enumerate(preds)]
-    after = select(make_engine(fitted, spoilt, true_TN, fold_N), [0, 2])
-    assert before.order == after.order
-    assert before.trace == pytest.approx(after.trace, abs=1e-12)
+    pool = pool_for("gene_expr")
+    before = select_members(Bench(pool), [0, 2], Options())
+    spoilt = [np.where(pool.fold_N == 1, np.float32(m), p.pred_TN)
+              for m, p in enumerate(pool.members)]  # fmt: skip
+    metric, task_type = metric_of("gene_expr")
+    true_TN = np.where(pool.fold_N == 1, pool.true_TN[:, ::-1], pool.true_TN)
+    other = make_pool(spoilt, true_TN, pool.fold_N, metric, task_type)
+    object.__setattr__(other, "metric", pool.metric)  # gene lists come from all rows, once
+    assert select_members(Bench(other), [0, 2], Options()) == pytest.approx(before)
 
 
-def test_no_more_members_than_allowed():
-    preds, true_TN, fold_N = problem(6, members=8, noise=3.0)
-    engine = make_engine(METRICS[0].fit(true_TN), preds, true_TN, fold_N)
-    free = select(engine)
-    assert len(free.chosen) > 2
-    assert len(select(engine, max_members=2).chosen) == 2
+@pytest.mark.parametrize("bag", [(), ("members",), ("rows",), ("members", "rows")])
+@pytest.mark.parametrize("start", [0, 3])
+def test_every_variant_keeps_the_limits_and_is_reproducible(bag, start):
+    costs = [Cost(family="xy"[m % 2], mb=10.0 * (m + 1), ms=1.0) for m in range(8)]
+    pool = pool_for("gene_expr", members=8, noise=3.0, costs=costs)
+    limits = Limits(max_members=3, max_per_family=2, max_mb=120)
+    options = Options(bag=bag, sorted_start=start)
+    weights_M = select_members(Bench(pool, limits), [0, 1, 2], options)
+    chosen = np.flatnonzero(weights_M)
+    assert 1 <= len(chosen) <= 3
+    assert sum(costs[m].mb for m in chosen) <= 120
+    assert max(np.bincount(chosen % 2)) <= 2
+    assert weights_M.sum() == pytest.approx(1)
+    again_M = select_members(Bench(pool, limits), [0, 1, 2], options)
+    assert np.array_equal(weights_M, again_M)
 
 
-def test_the_score_is_the_mean_over_folds_of_the_returned_weights():
-    preds, true_TN, fold_N = problem(7)
-    engine = make_engine(METRICS[0].fit(true_TN), preds, true_TN, fold_N)
-    selection = select(engine)
-    assert selection.score == pytest.approx(engine.fold_scores(selection.counts_M).mean())
-    assert selection.score >= engine.step(np.zeros(5, dtype=int)).mean(axis=0).max() - TIE
+def test_a_sorted_start_begins_with_the_best_members():
+    bench = Bench(pool_for("rmse", members=8, noise=3.0))
+    best = bench.candidates([0, 1, 2])[:3]
+    order = path(bench, [0, 1, 2], Options(sorted_start=3)).order
+    assert order == best[: len(order)] or order[:3] == best
+
+
+def test_bagging_spreads_the_weights():
+    bench = Bench(pool_for("gene_expr", members=10, noise=3.0), Limits(max_members=None))
+    plain = np.count_nonzero(select_members(bench, [0, 1, 2], Options()))
+    assert np.count_nonzero(select_members(bench, [0, 1, 2], Options(bag=("members",)))) > plain
+
+
+def test_the_score_is_that_of_the_returned_weights_and_no_worse_than_the_best_member():
+    bench = Bench(pool_for("gene_expr"))
+    selection = path(bench, bench.folds, Options())
+    assert selection.score == pytest.approx(bench.engine.score(selection.weights_M, bench.folds))
+    assert selection.score >= bench.engine.step(np.zeros(5, dtype=int), bench.folds).max() - TIE
+
+
+def test_unknown_bags_and_negative_starts_are_refused_together():
+    with pytest.raises(UserError) as caught:
+        Options(bag=("columns",), sorted_start=-1)
+    assert len(caught.value.faults) == 2
 
 
 def test_shapes_that_do_not_match_are_refused():
-    preds, true_TN, fold_N = problem(8)
-    fitted = METRICS[2].fit(true_TN)
+    preds, true_TN, fold_N = arrays("regression")
+    fitted = metric_of("pearson")[0].fit(true_TN)
     with pytest.raises(ValueError, match="do not match"):
         make_engine(fitted, [*preds, preds[0][:, 1:]], true_TN, fold_N)
     with pytest.raises(ValueError, match="none empty"):
         make_engine(fitted, preds, true_TN, np.where(fold_N == 1, 7, fold_N))
     with pytest.raises(ValueError, match="at least one"):
         make_engine(fitted, [], true_TN, fold_N)
+
+
+def test_bags_of_rows_keep_a_rare_label_in_every_fold():
+    preds, true_TN, fold_N = arrays("binary", rows=60)
+    true_TN[:] = 0
+    true_TN[0, [np.flatnonzero(fold_N == k)[0] for k in range(3)]] = 1
+    bench = Bench(make_pool(preds, true_TN, fold_N, *metric_of("auroc")))
+    assert select_members(bench, [0, 1, 2], Options(bag=("rows",))).sum() == pytest.approx(1)

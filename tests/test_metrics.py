@@ -2,13 +2,17 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import r2_score
 
+from ensemble.vendor import closure
+from search import metrics
 from search.metrics import (
     FittedMetric,
     Score,
@@ -149,7 +153,7 @@ def test_cv_puts_genes_without_a_positive_mean_last():
 
 def test_a_fitted_metric_survives_json():
     pred_TN, true_TN = data()
-    for name in ("gene_expr", "pearson", "rmse", "mae"):
+    for name in ("gene_expr", "pearson", "rmse", "mae", "r2"):
         fitted = get_metric(name).fit(true_TN)
         again = FittedMetric.from_dict(json.loads(json.dumps(fitted.to_dict())))
         assert again == fitted
@@ -174,8 +178,20 @@ def test_errors_are_negated_and_keep_their_name_positive():
     assert mae.value == pytest.approx(-np.abs(error).mean())
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 1e3]))
+def test_r2_equals_scikit_learns_over_the_outputs_that_vary(seed, offset):
+    pred_TN, true_TN = (x.astype(np.float64) + offset for x in data(seed, outputs=300, rows=9))
+    true_TN[[3, 280]] = 0.25  # a constant truth has no r2
+    varies = np.ptp(true_TN, axis=1) > 0
+    expected = r2_score(true_TN[varies].T, pred_TN[varies].T)
+    fitted = get_metric("r2").fit(true_TN)
+    assert fitted.score(pred_TN, true_TN).value == pytest.approx(expected)
+    assert fitted.score(true_TN, true_TN).value == 1
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["gene_expr", "pearson", "rmse", "mae"])
+@pytest.mark.parametrize("name", ["gene_expr", "pearson", "rmse", "mae", "r2", "auroc", "khd"])
 def test_non_finite_predictions_are_refused(name, bad):
     pred_TN, true_TN = data()
     pred_TN[1, 2] = bad
@@ -225,3 +241,12 @@ def test_an_empty_or_unknown_fold_is_refused(fold):
 def test_a_wrong_metric_is_refused_with_what_is_known(name, args, message):
     with pytest.raises(UserError, match=message):
         get_metric(name, **args)
+
+
+def test_a_bundle_takes_the_whole_package_and_numpy_alone():
+    found = closure("search.metrics")
+    ours = {path.name for path in found.files if path.parts[:2] == ("search", "metrics")}
+    folder = Path(metrics.__file__).parent
+    assert ours == {path.name for path in folder.glob("*.py")}
+    assert found.packages == ("numpy",)
+    assert closure("search.metrics.core").files == found.files

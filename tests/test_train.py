@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.model.infer import FoldModel
+from search.model.memory import OutOfMemory, pieces
 from search.train.fold import Diverged, EpochResult, FoldJob, FoldTraining, save_fold, train_fold
-from search.train.memory import OutOfMemory, pieces
 from search.train.optim import AveragedModel, learning_rate, make_optimizer
 from spaces.errors import UserError
 from spaces.recipe import Augment, Recipe
@@ -323,7 +323,7 @@ def test_running_out_of_memory_leaves_no_trace(ema: float, spare_first: int) -> 
 def test_a_micro_batch_of_one_that_fails_is_out_of_memory() -> None:
     training = FoldTraining(job(backbone="test_convnext"))
     memory = Memory(training, 0)
-    with pytest.raises(OutOfMemory, match="micro-batch of 1"):
+    with pytest.raises(OutOfMemory, match="batch of 1"):
         training.epoch()
     assert memory.calls == 4  # 8, 4, 2, 1
     assert training.state.epoch == training.state.step == 0

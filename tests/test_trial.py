@@ -90,8 +90,8 @@ def test_after_a_death_it_goes_on_from_the_checkpoint_with_the_same_bits(
 
 
 def test_what_goes_wrong_becomes_a_named_end(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    from search.model.memory import OutOfMemory
     from search.train.fold import Diverged, FoldTraining
-    from search.train.memory import OutOfMemory
 
     for error, state in (
         (Diverged("the loss is nan"), "diverged"),

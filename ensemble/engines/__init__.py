@@ -1,35 +1,33 @@
-"""Engines: scores of weighted sums of members, fold by fold; one engine per metric family.
+"""Engines: scores of weighted means of members, fold by fold; one engine per metric family.
 
 Shapes: M members, T outputs, N rows, K folds.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.engines.base import TIE as TIE
+from ensemble.engines.base import Engine as Engine
 from ensemble.engines.callable import CallableEngine
-from ensemble.engines.pearson import FAMILY, GramEngine
+from ensemble.engines.decisions import DecisionEngine
+from ensemble.engines.log_loss import LogLossEngine
+from ensemble.engines.pearson import GramEngine
+from ensemble.engines.ranking import RankingEngine
+from ensemble.engines.squared import SquaredErrorEngine
 from search.metrics import FittedMetric
 
-
-class Engine(Protocol):
-    """Scores ensembles whose weights are `counts / counts.sum()`; higher is better."""
-
-    @property
-    def members(self) -> int: ...
-
-    @property
-    def folds(self) -> int: ...
-
-    def fold_scores(self, counts_M: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(K,) score of the ensemble on each fold's rows."""
-        ...
-
-    def step(self, counts_M: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(K, M) score on each fold after one more count for member j."""
-        ...
+_ENGINES: dict[str, Callable[..., Engine]] = {
+    "gene_expr": GramEngine,
+    "pearson": GramEngine,
+    "rmse": SquaredErrorEngine,
+    "r2": SquaredErrorEngine,
+    "log_loss": LogLossEngine,
+    "auroc": RankingEngine,
+    "average_precision": RankingEngine,
+}
 
 
 def make_engine(
@@ -55,5 +53,5 @@ def make_engine(
     present = np.unique(fold_N)
     if not np.array_equal(present, np.arange(len(present))):
         raise ValueError(f"folds are {present.tolist()}; they must be 0..K-1, none empty")
-    engine = GramEngine if metric.name in FAMILY else CallableEngine
-    return engine(metric, preds_MTN, true_TN, fold_N)
+    other: Callable[..., Engine] = DecisionEngine if metric.decides else CallableEngine
+    return _ENGINES.get(metric.name, other)(metric, preds_MTN, true_TN, fold_N)

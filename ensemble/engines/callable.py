@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.metrics import FittedMetric, fold_scores
+from ensemble.engines.base import Floats
+from search.metrics import FittedMetric, best_thresholds
 
 
 class CallableEngine:
@@ -27,20 +28,40 @@ class CallableEngine:
         self.members = len(preds_MTN)
         self.folds = int(fold_N.max()) + 1
 
-    def fold_scores(self, counts_M: NDArray[np.int64]) -> NDArray[np.float64]:
-        return self._score(self._sum(counts_M) / counts_M.sum())
+    def score(self, weights_M: NDArray[Any], folds: Sequence[int]) -> float:
+        return self._mean_score(self._sum(weights_M) / np.sum(weights_M), folds)
 
-    def step(self, counts_M: NDArray[np.int64]) -> NDArray[np.float64]:
+    def step(self, counts_M: NDArray[np.int64], folds: Sequence[int]) -> Floats:
         sum_TN, total = self._sum(counts_M), counts_M.sum() + 1
-        scores = [self._score((sum_TN + pred_TN) / total) for pred_TN in self._preds_MTN]
-        return np.stack(scores, axis=1)
+        means = ((sum_TN + pred_TN) / total for pred_TN in self._preds_MTN)
+        return np.array([self._mean_score(mean_TN, folds) for mean_TN in means])
 
-    def _sum(self, counts_M: NDArray[np.int64]) -> NDArray[np.float64]:
+    def held_out(self, weights_M: NDArray[Any], fold: int, chosen_on: Sequence[int]) -> float:
+        mean_TN = (self._sum(weights_M) / np.sum(weights_M)).astype(np.float32)
+        return self._fold_score(mean_TN, fold, self._thresholds(mean_TN, chosen_on))
+
+    def _mean_score(self, mean_TN: Floats, folds: Sequence[int]) -> float:
+        # Rounded as it would be stored: ties and thresholds are those of the file.
+        pred_TN = mean_TN.astype(np.float32)
+        thresholds_T = self._thresholds(pred_TN, folds)
+        return float(np.mean([self._fold_score(pred_TN, k, thresholds_T) for k in folds]))
+
+    def _thresholds(self, pred_TN: NDArray[np.float32], folds: Sequence[int]) -> Floats | None:
+        if not self._metric.fits_thresholds:
+            return None
+        rows = np.isin(self._fold_N, list(folds))
+        return best_thresholds(
+            self._metric, pred_TN[:, rows], self._true_TN[:, rows], self._fold_N[rows]
+        )
+
+    def _fold_score(
+        self, pred_TN: NDArray[np.float32], fold: int, thresholds_T: Floats | None
+    ) -> float:
+        rows = self._fold_N == fold
+        return self._metric.score(pred_TN[:, rows], self._true_TN[:, rows], thresholds_T).value
+
+    def _sum(self, weights_M: NDArray[Any]) -> Floats:
         sum_TN = np.zeros(self._true_TN.shape)
-        for member in np.flatnonzero(counts_M).tolist():
-            sum_TN += float(counts_M[member]) * self._preds_MTN[member]
+        for member in np.flatnonzero(weights_M).tolist():
+            sum_TN += np.float64(weights_M[member]) * self._preds_MTN[member].astype(np.float64)
         return sum_TN
-
-    def _score(self, pred_TN: NDArray[np.float64]) -> NDArray[np.float64]:
-        scores = fold_scores(self._metric, pred_TN, self._true_TN, self._fold_N)
-        return np.array([score.value for score in scores])

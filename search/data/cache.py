@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from search.data.decode import UnreadableImage, decode
+from search.data.decode import UnreadableImage, check_header, decode
 from search.data.disk import need_space
 from search.run_folder import read_json, write_json
 from spaces.errors import UserError
@@ -104,6 +104,21 @@ def load_store(folder: Path) -> Store:
     if store is None:
         raise UserError(f"{folder} is no whole image store; resume the run to have it rebuilt")
     return store
+
+
+def check_headers(
+    root: Path,
+    paths: Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+) -> None:
+    """A quick look at all images, for those who decode them later, part by part.
+
+    Raises UserError naming those that are missing or do not begin like an image.
+    """
+    faults = _each(paths, lambda row: check_header(root / paths[row]), root, progress, workers)
+    if faults:
+        raise UserError(_shorten(faults))
 
 
 def cpus() -> int:
@@ -211,17 +226,32 @@ def _fill(
 ) -> list[str]:
     """Decode every path into its row; a fault for each image that could not be read."""
 
+    def fill(row: int) -> None:
+        images_NHWC[row] = decode(root / paths[row], size)
+
+    return _each(paths, fill, root, progress, workers)
+
+
+def _each(
+    paths: Sequence[str],
+    read: Callable[[int], None],
+    root: Path,
+    progress: Callable[[int, int], None] | None,
+    workers: int | None,
+) -> list[str]:
+    """Call read(row) for every path, in threads; a fault for each image that could not be read."""
+
     def work(start: int) -> list[str]:
         faults = []
         for row in range(start, min(start + _CHUNK, len(paths))):
             try:
-                images_NHWC[row] = decode(root / paths[row], size)
+                read(row)
             except UnreadableImage as error:
                 faults.append(f"{root / paths[row]} is unreadable: {error}; replace it")
         return faults
 
     faults, done = [], 0
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(workers or cpus())
     try:
         for found in pool.map(work, range(0, len(paths), _CHUNK)):
             faults += found

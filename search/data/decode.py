@@ -6,6 +6,7 @@ Shapes: H, W pixels.
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -70,6 +71,16 @@ def facts_of(data: bytes) -> ImageFacts:
     return found
 
 
+def check_header(path: Path) -> None:
+    """A quick look: is it there, and does it begin like an image that may be read? The pixels are
+    not touched. Raises UnreadableImage."""
+    try:
+        with open(path, "rb") as file:
+            _identify(file)
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from None
+
+
 def decode(path: Path, size: int | None) -> np.ndarray:
     """The image as uint8 RGB (H, W, 3), squeezed to size x size pixels unless `size` is None.
 
@@ -101,19 +112,13 @@ def _open(data: bytes) -> tuple[Image.Image, ImageFacts]:
     if not data:
         raise UnreadableImage("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImage(
-                f"it claims {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read"
-            )
+        image = _identify(io.BytesIO(data))
         # Pillow reads 16 bit colour as 8 bit; only the raw mode of the tiles tells.
         raw = [str(getattr(tile, "args", "")) for tile in getattr(image, "tile", ())]
         frames = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
         image.load()
     except UnreadableImage:
         raise
-    except Image.UnidentifiedImageError:
-        raise UnreadableImage(f"it is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # a broken file makes Pillow raise nearly anything
         raise UnreadableImage(_reason(error)) from None
     if image.mode == "F":
@@ -127,6 +132,21 @@ def _open(data: bytes) -> tuple[Image.Image, ImageFacts]:
         transparent=_transparent(image),
         frames=frames,
     )
+
+
+def _identify(file: IO[bytes]) -> Image.Image:
+    """The image, its header read. Raises UnreadableImage."""
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage(f"it is none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # a broken file makes Pillow raise nearly anything
+        raise UnreadableImage(_reason(error)) from None
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableImage(
+            f"it claims {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read"
+        )
+    return image
 
 
 def _to_rgb(image: Image.Image, mode: str) -> Image.Image:

@@ -22,10 +22,10 @@ from search.data.batches import Batches
 from search.model.backbone import build_model, model_facts
 from search.model.infer import FORMAT, bf16_pays, original_units, predict_batches
 from search.model.losses import Loss, make_loss, target_scale
+from search.model.memory import with_halving
 from search.run_folder import write_file
 from search.train.checkpoint import TrainState, load_epoch, save_epoch
 from search.train.loop import epoch_seed, train_epoch
-from search.train.memory import with_halving
 from search.train.optim import AveragedModel, make_optimizer
 from spaces.recipe import Recipe
 
@@ -79,6 +79,7 @@ class FoldResult:
     state: dict[str, Tensor]  # evaluated weights, target.mean, target.std, image.mean, image.std
     micro_batch: int
     params: int  # numbers that the network has learned
+    predict_ms: float  # milliseconds to predict an image, with the recipe's views
 
 
 class FoldTraining:
@@ -108,6 +109,7 @@ class FoldTraining:
             bf16=bf16_pays(network, job.device) if job.bf16 is None else job.bf16,
         )
         self._pred_TV: Floats | None = None  # by the state after the last epoch
+        self._predict_ms = 0.0
 
     @property
     def done(self) -> bool:
@@ -153,6 +155,7 @@ class FoldTraining:
             state=self._evaluated_state(),
             micro_batch=self.state.micro_batch,
             params=sum(parameter.numel() for parameter in network.parameters()),
+            predict_ms=self._predict_ms,
         )
 
     def save(self, path: Path, note: str = "") -> None:
@@ -173,7 +176,11 @@ class FoldTraining:
 
     def _predict_valid(self) -> Floats:
         if self.done:
-            return self._predict(self.valid, self.job.recipe.tta, bf16=False)
+            started = time.perf_counter()
+            pred_TV = self._predict(self.valid, self.job.recipe.tta, bf16=False)
+            seconds = time.perf_counter() - started
+            self._predict_ms = 1000 * seconds / len(self.job.valid_rows)
+            return pred_TV
         return self._predict(self.valid, 1, self.state.bf16)
 
     def _train_epoch(self) -> float:

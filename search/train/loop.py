@@ -10,8 +10,8 @@ import torch
 from search.data.batches import Batches
 from search.model.infer import autocast
 from search.model.losses import Loss
+from search.model.memory import pieces
 from search.train.checkpoint import TrainState
-from search.train.memory import pieces
 from search.train.optim import learning_rate
 from spaces.recipe import Recipe
 

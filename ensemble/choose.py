@@ -1,0 +1,66 @@
+"""From a pool of members to the choice of an ensemble: how to combine them, and how good it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from ensemble.bench import Bench
+from ensemble.blend import Blend
+from ensemble.combiners import COMBINERS
+from ensemble.combiners.greedy import greedy
+from ensemble.greedy import Options
+from ensemble.honest import AUTO, Estimate, Study
+from ensemble.limits import Limits
+from ensemble.members import Pool
+from ensemble.report import compare, make_report
+
+Tell = Callable[[int, int, str], None]  # steps done, all steps, what comes next
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choice:
+    """What was chosen from a pool, and how good it is."""
+
+    pool: Pool
+    blend: Blend
+    nested: Estimate
+    report: dict[str, Any]  # the content of ensemble.json
+
+    @property
+    def score(self) -> float:
+        """OOF score of the ensemble: optimistic, selected on the same rows."""
+        return float(self.report["scores"][0]["score"])
+
+
+def choose(
+    pool: Pool,
+    *,
+    method: str = "greedy",
+    limits: Limits | None = None,
+    options: Options | None = None,
+    compared: bool = False,
+    tell: Tell = lambda done, steps, what: None,
+) -> Choice:
+    """Fit a combiner on all folds and score it nested; with `compared` all other combiners too.
+
+    Raises UserError for an unknown method, one that cannot work here, and impossible limits.
+    """
+    options = options or Options()
+    own = partial(greedy, options=options)
+    combiners = [replace(c, choose=own) if c.name == "greedy" else c for c in COMBINERS]
+    reasons = [(c, c.refuses(pool)) for c in combiners]
+    study = Study(Bench(pool, limits), [c for c, reason in reasons if reason is None])
+    combiner = study.find(method)
+    others = study.combiners if compared or method == AUTO else ()
+    for number, other in enumerate(others):
+        tell(number, len(others) + 1, other.what)
+        study.nested(other)
+    tell(len(others), len(others) + 1, combiner.what)
+    blend, nested = study.fit(combiner, study.bench.folds), study.nested(combiner)
+    report = make_report(study, combiner, blend, nested, options=options)
+    if others:
+        refused = [(c, reason) for c, reason in reasons if reason is not None]
+        report["comparison"] = compare(study, blend, refused)
+    tell(len(others) + 1, len(others) + 1, "done")
+    return Choice(pool=pool, blend=blend, nested=nested.score, report=report)
