@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.bundle import Bundle, BundleMember
-from ensemble.derived.joint import JointLayer, predict_head
+from ensemble.joint import JointLayer, predict_head
 from ensemble.meter import Meter
 from search.data.cache import check_headers, open_store
 from search.model.infer import FoldModel

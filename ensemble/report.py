@@ -103,8 +103,8 @@ def _scores(
         _row("best single, nested", single.score, of_single),
         _row("ensemble minus best single, nested", nested.score.minus(single.score), of_gain),
         {
-            "name": "gap",
-            "kind": "OOF minus nested: what selecting on the same rows flatters",
+            "name": "OOF minus nested",
+            "kind": "gap: what selecting on the same rows flatters",
             "score": optimistic - nested.score.mean,
         },
     ]

@@ -8,6 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ensemble.bootstrap import LEVEL
+from ensemble.explain import score_text
+
 if TYPE_CHECKING:
     from ensemble.choose import Choice, Tell
 
@@ -98,30 +101,30 @@ def _comparison(report: dict[str, Any]) -> Table:
             "best" if row["behind_best"] == 0 else behind,
             f"{row['optimistic']:.4f}",
         )
-    table.caption = "* used; ° the simplest within one standard error of the best; OOF: optimistic"
+    table.caption = "* used  ° simplest within one standard error of the best  OOF: optimistic"
+    table.caption_justify = "left"
     return table
 
 
 def _scores(report: dict[str, Any]) -> Table:
     table = Table(title=f"scores ({report['metric']}, higher is better)", box=SIMPLE_HEAD)
     table.add_column("what")
-    table.add_column("score", justify="right", no_wrap=True)
+    for title in ("score", f"{100 * LEVEL:.0f} % interval"):
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("kind")
+    notes: dict[str, str] = {}
     for row in report["scores"]:
-        table.add_row(row["name"], score_text(row), row["kind"])
-        if "interval" in row:
-            between = row["interval"]
-            table.add_row(
-                f"  {100 * between['level']:.0f} % interval",
-                f"{between['low']:.4f} to {between['high']:.4f}",
-                f"bootstrap of {between['bootstrap_of']}",
-            )
+        name = row["name"].removesuffix(", OOF").removesuffix(", nested")
+        kind, _, meaning = row["kind"].partition(": ")
+        notes[kind] = meaning
+        between = row.get("interval")
+        cell = f"{between['low']:.4f} to {between['high']:.4f}" if between else ""
+        if between:
+            notes["interval"] = f"bootstrap of {between['bootstrap_of']}"
+        table.add_row(name, score_text(row), cell, kind)
+    table.caption = "\n".join(f"{kind}: {meaning}" for kind, meaning in notes.items())
+    table.caption_justify = "left"
     return table
-
-
-def score_text(row: dict[str, Any]) -> str:
-    error = f" ± {row['standard_error']:.4f}" if "standard_error" in row else ""
-    return f"{row['score']:.4f}{error}"
 
 
 def _post(post: dict[str, Any]) -> str:

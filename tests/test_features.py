@@ -13,8 +13,8 @@ import torch
 from scipy.optimize import minimize
 
 from ensemble.derived.features import make_feature_heads
-from ensemble.derived.joint import JointLayer, predict_head
 from ensemble.derived.linear import fit_layers
+from ensemble.joint import JointLayer, predict_head
 from ensemble.members import load_members
 from search.model.infer import FoldModel
 from spaces.errors import UserError

@@ -258,7 +258,7 @@ def test_an_image_too_big_for_memory_is_the_users_fault_and_other_errors_are_not
     bundle = Bundle.open(built.run.ensemble)
     with monkeypatch.context() as patched:
         tried = hold_in_memory(patched, ERRORS["cuda"], 0)
-        with pytest.raises(UserError, match=r"fold-0.*batch of 1 does not fit in memory"):
+        with pytest.raises(UserError, match=r"member 1: a batch of 1 does not fit in memory"):
             predict_files(bundle, built.data, PATHS, batch_size=4)
     assert tried == [4, 2, 1]
     tried = hold_in_memory(monkeypatch, RuntimeError("mat1 and mat2 cannot be multiplied"), 0)

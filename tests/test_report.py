@@ -21,7 +21,7 @@ def test_every_metric_gets_a_whole_report_with_all_combiners(key, capsys):
     assert sum(report["weights"].values()) == pytest.approx(1)
     assert all(row["kind"] for row in report["scores"])
     kinds = {row["name"]: row for row in report["scores"]}
-    assert kinds["gap"]["score"] == pytest.approx(
+    assert kinds["OOF minus nested"]["score"] == pytest.approx(
         kinds["ensemble, OOF"]["score"] - kinds["ensemble, nested"]["score"]
     )
     used = [row["method"] for row in report["comparison"] if row.get("used")]

@@ -39,9 +39,12 @@ def rows_of(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+TIMES = ("seconds", "predict_ms")
+
+
 def decisions(run: Path) -> list[str]:
     kept = [e for e in read_events(run / "journal.jsonl")[0] if e.kind in KINDS]
-    data = [{k: v for k, v in e.data.items() if k != "seconds"} for e in kept]
+    data = [{k: v for k, v in e.data.items() if k not in TIMES} for e in kept]
     return [
         json.dumps([e.kind, e.trial, d], sort_keys=True) for e, d in zip(kept, data, strict=True)
     ]

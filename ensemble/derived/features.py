@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from ensemble.bench import TWINS
 from ensemble.derived.feature_store import FeatureStore
-from ensemble.derived.joint import JointLayer
 from ensemble.derived.linear import fit_layers, strengths
 from ensemble.derived.sources import (
     Tell,
@@ -39,6 +38,7 @@ from ensemble.derived.sources import (
     write_kept,
 )
 from ensemble.errors import ErrorMoments, error_moments
+from ensemble.joint import JointLayer
 from ensemble.limits import Cost
 from ensemble.members import Member, Pool
 from search.run_folder import RunFolder

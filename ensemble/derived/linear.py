@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.derived.joint import JointLayer
+from ensemble.joint import JointLayer
 
 if TYPE_CHECKING:
     from torch import Tensor
