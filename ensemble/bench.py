@@ -6,6 +6,7 @@ nested score honest.
 Shapes: M members, m members of a blend, T outputs, N rows, K folds.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import Blend
-from ensemble.engines import Engine, make_engine
+from ensemble.engines import Engine, best_first, make_engine
 from ensemble.errors import ErrorMoments, error_moments
 from ensemble.limits import Budget, Limits
 from ensemble.members import Pool
 
-TWINS = 0.999  # members whose errors correlate more say the same
+TWINS = 0.999  # members whose predictions and errors both correlate more say the same
 _VALUES = 16_000_000  # predictions of a blend's members held at a time
 
 
@@ -32,6 +33,9 @@ class Bench:
         names = [member.name for member in pool.members]
         costs = [member.cost for member in pool.members]
         self.budget = Budget(limits or Limits(), costs, names)
+        by_name = sorted(range(len(names)), key=lambda m: _natural(names[m]))
+        # (M,) where each member stands when they are sorted by name: what decides the last ties.
+        self.place_M = [by_name.index(m) for m in range(len(names))]
         self._candidates: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     @property
@@ -69,19 +73,18 @@ class Bench:
         better ones and without those that exceed a limit alone."""
         key = tuple(folds)
         if key not in self._candidates:
-            corr_MM = self.errors.correlation(folds)
+            like_MM = self.errors.likeness(folds)
             kept: list[int] = []
             for member in self.ranked(folds):
-                if self.budget.admits([member]) and all(corr_MM[member, kept] <= TWINS):
+                if self.budget.admits([member]) and all(like_MM[member, kept] <= TWINS):
                     kept.append(member)
             self._candidates[key] = tuple(kept)
         return self._candidates[key]
 
     def ranked(self, folds: Sequence[int]) -> list[int]:
         """All members by their score on these folds, best first; ties by name."""
-        names = [member.name for member in self.pool.members]
-        score_M = self.engine.step(np.zeros(len(names), dtype=np.int64), folds)
-        return sorted(range(len(names)), key=lambda m: (-round(float(score_M[m]), 9), m))
+        none_M = np.zeros(len(self.pool.members), dtype=np.int64)
+        return best_first(self.engine.step(none_M, folds), self.place_M)
 
     def rows(self, folds: Sequence[int]) -> NDArray[np.int64]:
         """Indices of the rows of these folds, ascending."""
@@ -116,3 +119,9 @@ class Bench:
         if blend.is_mean:
             return self.engine.score(blend.weights_of(len(self.pool.members)), folds)
         return float(np.mean([self.fold_score(blend, fold, folds) for fold in folds]))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 9 before 10."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -7,7 +7,7 @@ group resemble each other: so it is said.
 Shapes: T outputs, N rows, n rows of a fold, K folds, R replicates, S sets of predictions, B block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,13 @@ from ensemble.bench import Bench
 from search.metrics import FittedMetric, row_correlations
 
 REPLICATES = 200
+FEWEST = 50  # replicates, where rows are so many that the interval is narrow anyway
+_ROWS = 20_000_000  # rows drawn in all, above FEWEST
 LEVEL = 0.95
 MIN_GROUPS = 10  # fewer say too little about other groups
+_SEED = 0
 _BLOCK = 256  # outputs held in float64 at a time
+_COUNTS = 1 << 24  # counts held at a time
 
 Floats = NDArray[np.float64]
 
@@ -32,58 +36,93 @@ class Interval:
     low: float
     high: float
     unit: str  # what was drawn: groups, or rows within folds
+    replicates: int
 
 
-def draw_counts(
-    fold_N: NDArray[np.int64], group_N: NDArray[np.int64] | None, seed: int
-) -> tuple[NDArray[np.float32], str]:
-    """(R, N) how often each row stands in each replicate, and in words what was drawn."""
-    rng = np.random.default_rng(seed)
-    rows = len(fold_N)
-    groups = 0 if group_N is None else int(group_N.max()) + 1
-    if group_N is not None and groups >= MIN_GROUPS:
-        drawn_RG = rng.multinomial(groups, np.full(groups, 1 / groups), size=REPLICATES)
-        return drawn_RG[:, group_N].astype(np.float32), f"{groups} groups"
-    counts_RN = np.empty((REPLICATES, rows), dtype=np.float32)
-    for fold in np.unique(fold_N):
-        at = np.flatnonzero(fold_N == fold)
-        counts_RN[:, at] = rng.multinomial(len(at), np.full(len(at), 1 / len(at)), REPLICATES)
-    why = "rows within folds" + (f"; {groups} groups are too few" if groups else "")
-    return counts_RN, why
+class Draws:
+    """How often each row stands in each replicate."""
+
+    def __init__(self, fold_N: NDArray[np.int64], group_N: NDArray[np.int64] | None) -> None:
+        rows, groups = len(fold_N), 0 if group_N is None else int(group_N.max()) + 1
+        self.replicates = min(REPLICATES, max(FEWEST, _ROWS // rows))
+        self._group_N = group_N if groups >= MIN_GROUPS else None
+        self._parts = [np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N)]
+        self._rows, self._groups = rows, groups
+        self.unit = f"{groups} groups"
+        if self._group_N is None:
+            self.unit = "rows within folds" + (f"; {groups} groups are too few" if groups else "")
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """(R, N) counts, some replicates at a time; the same ones at every call."""
+        rng = np.random.default_rng(_SEED)
+        step = max(1, _COUNTS // self._rows)
+        for start in range(0, self.replicates, step):
+            size = min(step, self.replicates - start)
+            yield np.stack([self._draw(rng) for _ in range(size)])
+
+    def _draw(self, rng: np.random.Generator) -> NDArray[np.float32]:
+        if self._group_N is not None:
+            drawn_G = _resampled(self._groups, rng)
+            return drawn_G[self._group_N]
+        counts_N = np.empty(self._rows, dtype=np.float32)
+        for rows in self._parts:
+            counts_N[rows] = _resampled(len(rows), rng)
+        return counts_N
+
+
+def _resampled(count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    drawn = rng.integers(count, size=count)
+    return np.bincount(drawn, minlength=count).astype(np.float32)
 
 
 def intervals(
     bench: Bench,
     preds_STN: Sequence[NDArray[np.float32]],
     thresholds_SKT: Sequence[Sequence[Floats | None]],
-    seed: int,
-) -> tuple[list[Interval], Interval | None]:
+) -> tuple[list[Interval | None], Interval | None]:
     """An interval for each set of nested predictions, and one for the first minus the second,
-    from the same replicates."""
+    from the same replicates; None where no replicate can be scored."""
     pool = bench.pool
-    counts_RN, unit = draw_counts(pool.fold_N, pool.group_N, seed)
-    found = []
-    for pred_TN, thresholds_KT in zip(preds_STN, thresholds_SKT, strict=True):
-        per_fold = []
-        for fold in bench.folds:
-            at = bench.rows([fold])
-            per_fold.append(
-                _scores(pool.metric, np.take(pred_TN, at, axis=1),
-                        np.take(pool.true_TN, at, axis=1), counts_RN[:, at], thresholds_KT[fold])
-            )  # fmt: skip
-        with np.errstate(invalid="ignore"):
-            scores_KR = np.array(per_fold)
-            seen_R = (~np.isnan(scores_KR)).sum(axis=0)
-            found.append(np.where(seen_R, np.nansum(scores_KR, axis=0) / np.maximum(seen_R, 1),
-                                  np.nan))  # fmt: skip
-    difference = _interval(found[0] - found[1], unit) if len(found) > 1 else None
-    return [_interval(score_R, unit) for score_R in found], difference
+    draws = Draws(pool.fold_N, pool.group_N)
+    rows_K = [bench.rows([fold]) for fold in bench.folds]
+    true_K = [np.take(pool.true_TN, at, axis=1) for at in rows_K]
+    pieces = []
+    for counts_RN in draws.blocks():
+        scores_SKR = [
+            [
+                _scores(pool.metric, np.take(pred_TN, at, axis=1), true_K[fold], counts_RN[:, at],
+                        thresholds_KT[fold])
+                for fold, at in enumerate(rows_K)
+            ]
+            for pred_TN, thresholds_KT in zip(preds_STN, thresholds_SKT, strict=True)
+        ]  # fmt: skip
+        pieces.append(_fold_mean(np.array(scores_SKR)))
+    scores_SR = np.concatenate(pieces, axis=1)
+    found = [_interval(score_R, draws.unit) for score_R in scores_SR]
+    difference = _interval(scores_SR[0] - scores_SR[1], draws.unit) if len(found) > 1 else None
+    return found, difference
 
 
-def _interval(score_R: Floats, unit: str) -> Interval:
+def _fold_mean(scores_SKR: Floats) -> Floats:
+    """(S, R) mean over the folds that have a score, NaN where none has."""
+    seen_SR = (~np.isnan(scores_SKR)).sum(axis=1)
+    sum_SR = np.nansum(scores_SKR, axis=1)
+    return np.where(seen_SR > 0, sum_SR / np.maximum(seen_SR, 1), np.nan)
+
+
+# Metrics of a mean over rows: what is averaged, and what is made of the mean.
+_ROW_LOSSES: dict[str, tuple[Callable[..., Floats], Callable[..., Floats]]] = {
+    "rmse": (np.square, np.sqrt),
+    "mae": (np.abs, np.asarray),
+}
+
+
+def _interval(score_R: Floats, unit: str) -> Interval | None:
     kept = score_R[~np.isnan(score_R)]
+    if not len(kept):
+        return None
     low, high = np.quantile(kept, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(low=float(low), high=float(high), unit=unit)
+    return Interval(low=float(low), high=float(high), unit=unit, replicates=len(kept))
 
 
 def _scores(
@@ -97,6 +136,12 @@ def _scores(
     metric, was drawn."""
     if metric.name in ("gene_expr", "pearson"):
         return _correlation_scores(metric, pred_Tn, true_Tn, counts_Rn)
+    if metric.name in _ROW_LOSSES:
+        loss_of, link = _ROW_LOSSES[metric.name]
+        loss_n = loss_of(pred_Tn.astype(np.float64) - true_Tn).mean(axis=0)
+        total_R = counts_Rn.sum(axis=1, dtype=np.float64)
+        mean_R = counts_Rn @ loss_n / np.maximum(total_R, 1)
+        return np.where(total_R > 0, -link(mean_R), np.nan)
     scores_R = np.full(len(counts_Rn), np.nan)
     for replicate, counts_n in enumerate(counts_Rn.astype(np.int64)):
         at = np.repeat(np.arange(len(counts_n)), counts_n)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ensemble.members import Pool
     from search.run_folder import RunFolder
 
-METHOD = "greedy"
+METHOD, AUTO = "greedy", "auto"
 DERIVED = ("soup", "features")
 
 
@@ -49,47 +49,49 @@ def build(
     """
     from filelock import FileLock
 
+    from ensemble.bundle import MANIFEST
     from ensemble.choose import choose
     from ensemble.export import export
     from ensemble.members import load_members
+    from ensemble.outputs import refuse_foreign
 
+    faults = []
+    roots = [run.root.resolve() for run in runs]
     if len(runs) > 1 and out is None:
-        raise UserError("several runs are joined and no --out is given; name the bundle's folder")
+        faults.append("several runs are joined and no --out is given; name the bundle's folder")
+    if len(set(roots)) < len(roots):
+        faults.append("a run is given twice; name each run once")
+    unknown = [name for name in add if name not in DERIVED]
+    if unknown:
+        faults.append(f"--add has {', '.join(unknown)}; known: {', '.join(DERIVED)}")
+    if faults:
+        raise UserError(faults)
+    place = out or runs[0].ensemble
+    refuse_foreign(place, MANIFEST, "bundle")
     # A search refreshes its ensemble as members finish, and a person may build by hand meanwhile.
     with ExitStack() as stack:
         for run in sorted(runs, key=lambda run: run.root.resolve()):
             stack.enter_context(FileLock(run.root / ".ensemble.lock"))
         pool, notes = _with_derived(load_members(*runs), runs, add, tell)
         choice = choose(pool, tell=tell, **how)
-        choice.report["notes"] = notes
-        bundle = export(
-            pool, choice.blend, choice.report, _columns(runs[0], pool), out or runs[0].ensemble
-        )
         target = runs[0].submission if out is None else out.with_name(f"{out.name}-submission.csv")
-        submission = _submission(runs[0], pool, choice.blend, target)
+        target.unlink(missing_ok=True)  # an older one would not be this bundle's
+        submission, lost = _submission(runs[0], pool, choice.blend, target)
+        choice.report["notes"] = notes + lost
+        bundle = export(pool, choice.blend, choice.report, _columns(runs[0], pool), place)
         return BuildResult(choice=choice, bundle=bundle, submission=submission)
 
 
 def build_files(choice: "Choice", out: Path) -> None:
-    """Write what was chosen from plain files: ensemble.json, blend.safetensors and oof.npy.
-
-    Raises UserError when `out` holds something else.
-    """
+    """Write what was chosen from plain files: blend.safetensors, oof.npy (the nested predictions:
+    each row by what was chosen without its fold) and, last, ensemble.json."""
     from ensemble.files.predictions import save_array
     from search.run_folder import write_json
 
-    if out.exists() and (
-        not out.is_dir() or (any(out.iterdir()) and not (out / "ensemble.json").is_file())
-    ):
-        raise UserError(
-            f"{out} exists and is no ensemble; it is not overwritten: give another --out"
-        )
-    for name in ("test.csv", "test.npy"):  # of an earlier choice
+    for name in ("ensemble.json", "test.csv", "test.npy"):  # of an earlier choice
         (out / name).unlink(missing_ok=True)
     choice.blend.save(out / "blend.safetensors")
-    preds = [choice.pool.members[m].pred_TN for m in choice.blend.members]
-    pred_TN = choice.blend.apply(preds)
-    save_array(out / "oof.npy", pred_TN)
+    save_array(out / "oof.npy", choice.oof_TN)
     write_json(out / "ensemble.json", choice.report)
 
 
@@ -97,9 +99,6 @@ def _with_derived(
     pool: "Pool", runs: Sequence["RunFolder"], add: Sequence[str], tell: "Tell"
 ) -> tuple["Pool", list[str]]:
     """The pool with soups and feature heads of each run's members, and what is to say of them."""
-    unknown = [name for name in add if name not in DERIVED]
-    if unknown:
-        raise UserError(f"--add has {', '.join(unknown)}; known: {', '.join(DERIVED)}")
     members, notes = list(pool.members), []
     for kind in dict.fromkeys(add):
         if kind == "soup":
@@ -123,13 +122,15 @@ def _columns(run: "RunFolder", pool: "Pool") -> tuple[str, ...]:
     return (pool.facts.layout.id_column, *pool.facts.target_names)
 
 
-def _submission(run: "RunFolder", pool: "Pool", blend: "Blend", target: Path) -> Path | None:
-    """The submission from the members' kept predictions for the test rows."""
+def _submission(
+    run: "RunFolder", pool: "Pool", blend: "Blend", target: Path
+) -> tuple[Path | None, list[str]]:
+    """The submission from the members' kept predictions for the test rows, or why there is none."""
     from ensemble.submission import SubmissionForm
     from search.oof import read_test
 
     if not run.form.is_file():
-        return None
+        return None, []
     form = SubmissionForm.load(run.form)
     preds = []
     for m in blend.members:
@@ -137,10 +138,12 @@ def _submission(run: "RunFolder", pool: "Pool", blend: "Blend", target: Path) ->
         assert folder is not None
         test_TN = read_test(folder, len(form.target_names), len(form.test_ids))
         if test_TN is None:
-            return None
+            name = pool.members[m].name
+            return None, [f"no submission: member {name} kept no predictions for the test rows; "
+                          "predict with the bundle"]  # fmt: skip
         preds.append(test_TN)
     form.write(target, blend.apply(preds))
-    return target
+    return target, []
 
 
 def parser() -> argparse.ArgumentParser:
@@ -214,27 +217,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main_files(args: argparse.Namespace, how: dict[str, Any]) -> None:
+    from ensemble.bundle import MANIFEST
     from ensemble.choose import choose
-    from ensemble.files import read_files, read_test_files
+    from ensemble.files import read_files, read_test_files, write_predictions
     from ensemble.members import pool_of_files
+    from ensemble.outputs import refuse_foreign
     from ensemble.show import progress, say, show
+    from search.metrics import check_predictions
 
+    out = args.out or Path("ensemble")
+    refuse_foreign(out, "ensemble.json", "ensemble of plain files", never=MANIFEST)
     files = read_files(args.oof, args.target, args.folds, args.task_type, args.id_column)
-    tests = None
-    if args.test:
-        tests = read_test_files(args.test, files.names, files.target_names, args.id_column)
     for note in files.notes:
         say(note)
     pool = pool_of_files(files, args.metric, args.task_type)
+    tests = None
+    if args.test:
+        tests = read_test_files(args.test, files.names, files.target_names, args.id_column)
+        faults = [
+            fault
+            for path, pred_TN in zip(args.test, tests[1], strict=True)
+            for fault in check_predictions(pool.metric, pred_TN, str(path))
+        ]
+        if faults:
+            raise UserError(faults)
     with progress() as tell:
         choice = choose(pool, tell=tell, **how)
-    out = args.out or Path("ensemble")
+    choice.report["notes"] = list(files.notes)
     build_files(choice, out)
     show(choice)
     say(f"written: {out}")
     if tests is not None:
-        from ensemble.files import write_predictions
-
         ids, preds = tests
         pred_TN = choice.blend.apply([preds[m] for m in choice.blend.members])
         say(f"test predictions: {write_predictions(out, ids, files.target_names, pred_TN)}")
@@ -251,7 +264,11 @@ def _refuse_mixed(args: argparse.Namespace) -> None:
     faults = []
     if args.run and used:
         faults.append(f"{', '.join(used)} go with plain files, not with a run; leave out one side")
+    if args.method not in (METHOD, AUTO) and (args.bag or args.sorted_start):
+        faults.append(f"--bag and --sorted-start vary {METHOD}; --method is {args.method}")
     if not args.run:
+        if args.max_per_family is not None:
+            faults.append("--max-per-family counts backbones, which plain files do not tell")
         needed = ("--oof", "--target", "--metric", "--task-type")
         missing = [flag for flag in needed if given[flag] is None]
         if missing:

@@ -5,15 +5,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ensemble.bench import Bench
 from ensemble.blend import Blend
 from ensemble.combiners import COMBINERS
 from ensemble.combiners.greedy import greedy
 from ensemble.greedy import Options
-from ensemble.honest import AUTO, Estimate, Study
+from ensemble.honest import AUTO, Estimate, Study, nested_predictions
 from ensemble.limits import Limits
 from ensemble.members import Pool
 from ensemble.report import compare, make_report
+from spaces.errors import UserError, near
 
 Tell = Callable[[int, int, str], None]  # steps done, all steps, what comes next
 
@@ -25,6 +29,7 @@ class Choice:
     pool: Pool
     blend: Blend
     nested: Estimate
+    oof_TN: NDArray[np.float32]  # each row by what was chosen without its fold
     report: dict[str, Any]  # the content of ensemble.json
 
     @property
@@ -46,6 +51,9 @@ def choose(
 
     Raises UserError for an unknown method, one that cannot work here, and impossible limits.
     """
+    names = [*(c.name for c in COMBINERS), AUTO]
+    if method not in names:
+        raise UserError(f"--method is {method!r}; {near(method, names)}")
     options = options or Options()
     own = partial(greedy, options=options)
     combiners = [replace(c, choose=own) if c.name == "greedy" else c for c in COMBINERS]
@@ -58,9 +66,10 @@ def choose(
         study.nested(other)
     tell(len(others), len(others) + 1, combiner.what)
     blend, nested = study.fit(combiner, study.bench.folds), study.nested(combiner)
-    report = make_report(study, combiner, blend, nested, options=options)
+    oof_TN = nested_predictions(study.bench, nested)
+    report = make_report(study, combiner, blend, nested, oof_TN, options=options)
     if others:
         refused = [(c, reason) for c, reason in reasons if reason is not None]
         report["comparison"] = compare(study, blend, refused)
     tell(len(others) + 1, len(others) + 1, "done")
-    return Choice(pool=pool, blend=blend, nested=nested.score, report=report)
+    return Choice(pool=pool, blend=blend, nested=nested.score, oof_TN=oof_TN, report=report)

@@ -3,9 +3,11 @@
 Errors are divided by the standard deviation that their output's truth has in their fold, so that
 outputs count alike and a fold's numbers depend on its own rows alone.
 For weights w that sum to 1 the squared error of the ensemble is w' G w: no further pass over the
-predictions is needed.
+predictions is needed. A prediction is the truth plus an error, so with the truth beside the errors
+the same products tell how predictions correlate.
 
-Shapes: M members, T outputs, N rows, K folds, C values of a block.
+Shapes: M members, E = M + 1 the members' errors and then the truth, T outputs, N rows, K folds,
+B outputs of a block, C values of a block.
 """
 
 from collections.abc import Sequence
@@ -27,27 +29,38 @@ Floats = NDArray[np.float64]
 class ErrorMoments:
     """Sums over the rows of each fold, and over outputs."""
 
-    gram_KMM: Floats
-    sum_KM: Floats
+    mean_KMM: Floats  # products of the errors' means in each output
+    centred_KEE: Floats  # products of what is left
     count_K: NDArray[np.int64]  # values behind them: rows x outputs
 
     def gram(self, folds: Sequence[int]) -> Floats:
         """(M, M) mean over these folds of the mean product of errors: folds count alike."""
         use = list(folds)
-        return (self.gram_KMM[use] / self.count_K[use, None, None]).mean(axis=0)
+        gram_KMM = self.mean_KMM[use] + self.centred_KEE[use, :-1, :-1]
+        return (gram_KMM / self.count_K[use, None, None]).mean(axis=0)
 
     def correlation(self, folds: Sequence[int]) -> Floats:
         """(M, M) correlation of errors over the rows of these folds, 0 where one has no spread."""
-        use = list(folds)
-        count = max(int(self.count_K[use].sum()), 1)
-        mean_M = self.sum_KM[use].sum(axis=0) / count
-        cov_MM = self.gram_KMM[use].sum(axis=0) / count - np.outer(mean_M, mean_M)
-        sd_M = np.sqrt(np.maximum(np.diag(cov_MM), 0))
-        norm_MM = np.outer(sd_M, sd_M)
-        safe_MM = np.where(norm_MM > 0, norm_MM, 1)
-        corr_MM = np.where(norm_MM > 0, cov_MM / safe_MM, 0.0)
-        np.fill_diagonal(corr_MM, 1.0)
-        return np.clip(corr_MM, -1, 1)
+        return _correlation(self.centred_KEE[list(folds), :-1, :-1].sum(axis=0))
+
+    def likeness(self, folds: Sequence[int]) -> Floats:
+        """(M, M) the lower one of the correlations of errors and of predictions.
+
+        Errors alone are alike where the truth is mostly noise, and predictions alone where all are
+        good; only members that say the same are alike in both.
+        """
+        sum_EE = self.centred_KEE[list(folds)].sum(axis=0)
+        with_true_M = sum_EE[:-1, -1]
+        pred_MM = sum_EE[:-1, :-1] + with_true_M[:, None] + with_true_M + sum_EE[-1, -1]
+        return np.minimum(_correlation(sum_EE[:-1, :-1]), _correlation(pred_MM))
+
+
+def _correlation(gram_MM: Floats) -> Floats:
+    sd_M = np.sqrt(np.maximum(np.diag(gram_MM), 0))
+    norm_MM = np.outer(sd_M, sd_M)
+    corr_MM = np.where(norm_MM > 0, gram_MM / np.where(norm_MM > 0, norm_MM, 1), 0.0)
+    np.fill_diagonal(corr_MM, 1.0)
+    return np.clip(corr_MM, -1, 1)
 
 
 def error_moments(
@@ -70,29 +83,33 @@ def error_moments(
             return array[at] if sorted_already else np.take(array[at], order_N, axis=1)
 
         true_BN = read(true_TN)
-        error_MBN = np.empty((members, *true_BN.shape), dtype=np.float32)
+        error_EBN = np.empty((members + 1, *true_BN.shape), dtype=np.float32)
         for member, pred_TN in enumerate(preds_MTN):
             # Subtracted in float64: the difference of close numbers is what counts here.
-            np.subtract(read(pred_TN), true_BN, out=error_MBN[member], dtype=np.float64,
+            np.subtract(read(pred_TN), true_BN, out=error_EBN[member], dtype=np.float64,
                         casting="same_kind")  # fmt: skip
-        grams, sums, counts = [], [], []
+        means, grams, counts = [], [], []
         for part in parts:
-            sd_B = true_BN[:, part].std(axis=1, dtype=np.float64)
+            part_BC = true_BN[:, part].astype(np.float64)
+            mean_B, sd_B = part_BC.mean(axis=1), part_BC.std(axis=1)
+            error_EBN[-1, :, part] = part_BC - mean_B[:, None]
             scale_B = np.divide(1, sd_B, out=np.zeros(len(sd_B)), where=sd_B > 0)
-            error_MC = error_MBN[:, :, part] * scale_B[:, None].astype(np.float32)
-            error_MC = error_MC.reshape(members, -1)
-            grams.append(_gram(error_MC))
-            sums.append(error_MC.sum(axis=1, dtype=np.float64))
+            error_EBC = error_EBN[:, :, part] * scale_B[:, None].astype(np.float32)
+            mean_EB = error_EBC.mean(axis=2, dtype=np.float64)
+            error_EBC -= mean_EB[:, :, None].astype(np.float32)
+            means.append(mean_EB[:-1] @ mean_EB[:-1].T * (part.stop - part.start))
+            grams.append(_gram(error_EBC.reshape(members + 1, -1)))
             counts.append(np.count_nonzero(scale_B) * (part.stop - part.start))
-        return np.stack(grams), np.stack(sums), np.array(counts)
+        return np.stack(means), np.stack(grams), np.array(counts)
 
-    gram_KMM, sum_KM = np.zeros((len(parts), members, members)), np.zeros((len(parts), members))
+    mean_KMM = np.zeros((len(parts), members, members))
+    centred_KEE = np.zeros((len(parts), members + 1, members + 1))
     count_K = np.zeros(len(parts), dtype=np.int64)
-    for grams, sums, counts in each(block, range(0, outputs, step)):
-        gram_KMM += grams
-        sum_KM += sums
+    for means, grams, counts in each(block, range(0, outputs, step)):
+        mean_KMM += means
+        centred_KEE += grams
         count_K += counts
-    return ErrorMoments(gram_KMM=gram_KMM, sum_KM=sum_KM, count_K=np.maximum(count_K, 1))
+    return ErrorMoments(mean_KMM=mean_KMM, centred_KEE=centred_KEE, count_K=np.maximum(count_K, 1))
 
 
 def _gram(error_MC: NDArray[np.float32]) -> Floats:

@@ -21,6 +21,7 @@ from ensemble.bundle import (
 )
 from ensemble.explain import after, formula, member_rows, score_text, targets
 from ensemble.members import Member, Pool
+from ensemble.outputs import refuse_foreign
 from ensemble.vendor import Closure, closure, copy_code, requirements
 from search.run_folder import write_json, write_text
 from spaces.errors import UserError
@@ -53,9 +54,7 @@ def export(
     is replaced. Raises UserError when `out` holds something else, or when a member lacks a fold
     model.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / MANIFEST).is_file():
-        raise UserError(f"{out} exists and is no bundle; it is not overwritten: give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(out, MANIFEST, "bundle")
     new = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         bundle = _fill(new, pool, blend, report, columns)

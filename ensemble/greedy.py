@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.engines import TIE, Engine, make_engine
+from ensemble.engines import Engine, make_engine, tie
 from spaces.errors import UserError
 from spaces.seeds import derive
 
@@ -23,6 +23,7 @@ BAGS = 20  # selections that bagging averages
 SHARE = 0.5  # of members, or of rows, that a bag draws
 DRAWS = ("members", "rows")
 _TRIES = 20
+_EQUAL = 1e-9  # share below which squared errors and correlations are equal
 
 Counts = NDArray[np.int64]
 
@@ -91,13 +92,13 @@ def select(
                 scores_M = np.where(allowed(counts_M), scores_M, -np.inf)
             if not np.isfinite(scores_M).any():
                 raise ValueError("no member may be added; the limits must admit at least one")
-            tied = np.flatnonzero(scores_M >= scores_M.max() - TIE).tolist()
+            tied = np.flatnonzero(scores_M >= scores_M.max() - tie(scores_M.max())).tolist()
             tied = [m for m in tied if counts_M[m]] or tied
             pick = tied[0] if len(tied) == 1 or prefer is None else prefer(counts_M, tied)
         counts_M[pick] += 1
         order.append(int(pick))
         trace.append(float(scores_M[pick]))
-    length = int(np.flatnonzero(np.array(trace) >= max(trace) - TIE)[0]) + 1
+    length = int(np.flatnonzero(np.array(trace) >= max(trace) - tie(max(trace)))[0]) + 1
     return Selection(
         counts_M=np.bincount(order[:length], minlength=engine.members),
         order=tuple(order[:length]),
@@ -159,7 +160,7 @@ def closer_then_stranger(
     bench: "Bench", folds: Sequence[int]
 ) -> Callable[[Counts, list[int]], int]:
     """Ties go to the ensemble with the lower squared error, then to the member whose errors
-    correlate least with the ensemble's, then to the one that comes first."""
+    correlate least with the ensemble's, then by name."""
 
     def prefer(counts_M: Counts, tied: list[int]) -> int:
         gram_MM = bench.errors.gram(folds)
@@ -168,10 +169,11 @@ def closer_then_stranger(
         total = counts_M.sum() + 1
         square_M = (counts_M @ with_M + 2 * with_M + own_M) / total**2
         least = square_M[tied].min()
-        tied = [m for m in tied if square_M[m] <= least * (1 + TIE)]
+        tied = [m for m in tied if square_M[m] <= least * (1 + _EQUAL)]
         closeness_M = with_M / np.sqrt(np.maximum(own_M, 1e-300))
         lowest = closeness_M[tied].min()
-        return next(m for m in tied if closeness_M[m] <= lowest + TIE * abs(lowest))
+        tied = [m for m in tied if closeness_M[m] <= lowest + _EQUAL * abs(lowest)]
+        return min(tied, key=lambda m: bench.place_M[m])
 
     return prefer
 

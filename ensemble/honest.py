@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ensemble.bench import Bench
 from ensemble.blend import Blend
 from ensemble.combiners import Combiner, get_combiner
-from ensemble.engines import TIE
+from ensemble.engines import tie
 from spaces.errors import UserError
 
 AUTO = "auto"
@@ -95,13 +95,18 @@ class Study:
         best = max(scores, key=lambda score: score.mean)
         for combiner, score in zip(self.combiners, scores, strict=True):
             behind = best.minus(score)
-            if behind.mean <= behind.se + TIE:
+            if behind.mean <= behind.se + tie(best.mean):
                 return combiner
         raise AssertionError("the best one is within its own standard error")
 
     def find(self, method: str) -> Combiner:
         """The combiner of that name. Raises UserError when it is unknown or cannot work here."""
         if method == AUTO:
+            if len(self.bench.folds) < 3:
+                raise UserError(
+                    f"--method auto with {len(self.bench.folds)} folds: what it would choose "
+                    "without a fold has to be chosen on two others; name a method"
+                )
             return self._auto()
         for combiner in self.combiners:
             if combiner.name == method:

@@ -55,6 +55,11 @@ class Budget:
     def __init__(self, limits: Limits, costs: Sequence[Cost], names: Sequence[str]) -> None:
         """Raises UserError for a limit on something unknown, or that no member keeps."""
         self.limits, self._costs = limits, costs
+        self._family_M = np.unique([cost.family for cost in costs], return_inverse=True)[1]
+        self._mb_M, self._ms_M = (
+            np.array([value or 0.0 for value in values], dtype=np.float64)
+            for values in ([cost.mb for cost in costs], [cost.ms for cost in costs])
+        )
         faults = []
         for flag, limit, values in (
             ("--max-mb", limits.max_mb, [cost.mb for cost in costs]),
@@ -91,10 +96,17 @@ class Budget:
 
     def mask(self, counts_M: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(M,) which members may be added to those that are in; these may always."""
-        inside = np.flatnonzero(counts_M).tolist()
-        return np.array(
-            [bool(counts_M[m]) or self.admits([*inside, m]) for m in range(len(counts_M))]
-        )
+        inside_M, limits = counts_M > 0, self.limits
+        fits_M = np.ones(len(counts_M), dtype=bool)
+        if limits.max_members is not None:
+            fits_M &= np.count_nonzero(inside_M) < limits.max_members
+        if limits.max_per_family is not None:
+            same_MM = self._family_M[:, None] == self._family_M
+            fits_M &= (same_MM & inside_M).sum(axis=1) < limits.max_per_family
+        for limit, cost_M in ((limits.max_mb, self._mb_M), (limits.max_ms, self._ms_M)):
+            if limit is not None:
+                fits_M &= cost_M[inside_M].sum() + cost_M <= limit
+        return inside_M | fits_M
 
     def fill(self, order: Iterable[int]) -> tuple[int, ...]:
         """The members in this order, leaving out each that no longer fits."""

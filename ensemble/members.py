@@ -114,7 +114,14 @@ def load_members(*runs: RunFolder) -> Pool:
     folds = [read_folds(run.folds) for run in runs]
     _refuse_strangers(runs, facts, folds)
     first, fold_N = facts[0], np.asarray(folds[0].fold, dtype=np.int64)
-    true_TN = _targets(runs[0].targets, (len(first.target_names), len(fold_N)))
+    shape = (len(first.target_names), len(fold_N))
+    true_TN, *others = [_targets(run.targets, shape) for run in runs]
+    for run, other_TN in zip(runs[1:], others, strict=True):
+        if not np.array_equal(true_TN, other_TN):
+            raise UserError(
+                f"{run.root} has other target values than {runs[0].root} for the same rows; only "
+                "runs on the same data can be joined"
+            )
     labels = _labels(runs)
     members: list[Member] = []
     faults: list[str] = []
@@ -228,13 +235,11 @@ def _refuse_strangers(
 ) -> None:
     """Raises UserError naming what differs from the first run, of everything that must agree."""
     faults = []
-    roots = [run.root.resolve() for run in runs]
-    faults += [f"{root} is given twice; name each run once" for root in sorted(set(roots))
-               if roots.count(root) > 1]  # fmt: skip
     for run, fact, fold in zip(runs[1:], facts[1:], folds[1:], strict=True):
         differences = {
             "task": (fact.task, facts[0].task),
             "metric": (fact.metric, facts[0].metric),
+            "task type": (fact.task_type, facts[0].task_type),
             "targets": (fact.target_names, facts[0].target_names),
             "rows": (fold.ids, folds[0].ids),
             "folds": (fold.digest, folds[0].digest),

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemble.bench import TWINS, Bench
 from ensemble.blend import Blend, Post
@@ -16,9 +17,9 @@ from ensemble.bootstrap import LEVEL, Interval, intervals
 from ensemble.combiners import Combiner
 from ensemble.greedy import STEPS, Options, path
 from ensemble.honest import Estimate, Nested, Study, nested_predictions
-from spaces.seeds import derive
 
 OPTIMISTIC = "optimistic: selected on the same rows"
+OWN = "OOF: by models that did not see the rows; nothing was chosen for it"
 NESTED = "nested: chosen without each fold, scored on it"
 _CORRELATED = 50  # members in the matrix of error correlations
 
@@ -28,14 +29,14 @@ def make_report(
     combiner: Combiner,
     blend: Blend,
     nested: Nested,
+    oof_TN: NDArray[np.float32],
     *,
     options: Options,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Everything about a fitted blend but the comparison with other combiners."""
     bench = study.bench
     pool = bench.pool
-    single = study.nested(study.combiners[0])
+    single = study.nested(study.find("best_single"))
     return {
         "task": pool.task,
         "task_type": pool.task_type,
@@ -48,7 +49,7 @@ def make_report(
         "weights": {pool.members[m].name: w for m, w in zip(blend.members, blend.weights,
                                                            strict=True)},
         "post": _post(blend),
-        "scores": _scores(bench, blend, nested, single, seed),
+        "scores": _scores(bench, blend, nested, single, oof_TN),
         "members": _members(bench, blend),
         "discarded": _discarded(bench, blend),
         "error_correlation": _correlation(bench, blend),
@@ -89,13 +90,11 @@ def compare(
 
 
 def _scores(
-    bench: Bench, blend: Blend, nested: Nested, single: Nested, seed: int
+    bench: Bench, blend: Blend, nested: Nested, single: Nested, oof_TN: NDArray[np.float32]
 ) -> list[dict[str, Any]]:
-    preds = [nested_predictions(bench, n) for n in (nested, single)]
+    preds = [oof_TN, nested_predictions(bench, single)]
     thresholds = [[b.post.thresholds_T for b in n.blends] for n in (nested, single)]
-    (of_nested, of_single), of_gain = intervals(
-        bench, preds, thresholds, derive(seed, "bootstrap") % 2**32
-    )
+    (of_nested, of_single), of_gain = intervals(bench, preds, thresholds)
     optimistic = bench.score(blend, bench.folds)
     return [
         {"name": "ensemble, OOF", "kind": OPTIMISTIC, "score": optimistic},
@@ -119,8 +118,13 @@ def _row(name: str, estimate: Estimate, interval: Interval | None) -> dict[str, 
         "per_fold": list(estimate.per_fold),
     }
     if interval is not None:
-        row["interval"] = {"level": LEVEL, "bootstrap_of": interval.unit, "low": interval.low,
-                           "high": interval.high}  # fmt: skip
+        row["interval"] = {
+            "level": LEVEL,
+            "bootstrap_of": interval.unit,
+            "replicates": interval.replicates,
+            "low": interval.low,
+            "high": interval.high,
+        }
     return row
 
 
@@ -156,6 +160,7 @@ def _members(bench: Bench, blend: Blend) -> list[dict[str, Any]]:
                 "name": member.name,
                 "weight": weight,
                 "score": float(bench.single_KM[:, m].mean()),
+                "score_kind": OWN,
                 "per_fold": bench.single_KM[:, m].tolist(),
                 "gain": gain,
                 **asdict(member.cost),
@@ -168,21 +173,27 @@ def _discarded(bench: Bench, blend: Blend) -> list[dict[str, Any]]:
     """The members that are not used, best first, each with the reason."""
     blend = replace(blend, post=Post())
     names = [member.name for member in bench.pool.members]
-    corr_MM = bench.errors.correlation(bench.folds)
+    like_MM = bench.errors.likeness(bench.folds)
     candidates = bench.candidates(bench.folds)
     rows = []
     for place, m in enumerate(ranked := bench.ranked(bench.folds)):
         if m in blend.members:
             continue
-        better = [b for b in ranked[:place] if b in candidates and corr_MM[m, b] > TWINS]
+        better = [b for b in ranked[:place] if b in candidates and like_MM[m, b] > TWINS]
         if better:
-            reason = f"twin of {names[better[0]]}: errors correlate {corr_MM[m, better[0]]:.4f}"
+            alike = like_MM[m, better[0]]
+            reason = f"twin of {names[better[0]]}: predictions and errors correlate {alike:.4f}"
         elif not bench.budget.admits([m]):
             reason = "exceeds a limit alone"
         else:
             reason = _no_gain(bench, blend, m)
         rows.append(
-            {"name": names[m], "score": float(bench.single_KM[:, m].mean()), "reason": reason}
+            {
+                "name": names[m],
+                "score": float(bench.single_KM[:, m].mean()),
+                "score_kind": OWN,
+                "reason": reason,
+            }
         )
     return rows
 

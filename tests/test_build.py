@@ -56,8 +56,9 @@ def test_files_give_the_weights_of_their_arrays(key, folder, capsys):
     assert list(report["weights"].values()) == pytest.approx(list(wanted.values()))
     blend = Blend.load(folder / "ensemble" / "blend.safetensors")
     oof = np.load(folder / "ensemble" / "oof.npy")
-    pred_TN = blend.apply([found[0][m] for m in blend.members])
-    assert np.array_equal(oof, pred_TN[0] if task_type == "binary" else pred_TN.T)
+    assert len(blend.members) == len(report["weights"])
+    wanted_TN = choose(make_pool(*found, metric, task_type)).oof_TN
+    assert np.array_equal(oof, wanted_TN[0] if task_type == "binary" else wanted_TN.T)
     output = capsys.readouterr().out
     assert "nested" in output and "optimistic" in output
 
@@ -126,6 +127,53 @@ def test_another_folder_is_never_overwritten(folder):
     (folder / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not overwritten"):
         main([*arguments, "--metric", "rmse", "--task-type", "regression", "--out", "mine"])
+
+
+def test_a_bundle_is_never_overwritten_by_plain_files(folder):
+    _, arguments = write(folder, "regression")
+    (folder / "b").mkdir()
+    for name in ("ensemble.json", "manifest.json"):
+        (folder / "b" / name).write_text("{}")
+    with pytest.raises(UserError, match="not overwritten"):
+        main([*arguments, "--metric", "rmse", "--task-type", "regression", "--out", "b"])
+
+
+@pytest.mark.parametrize("out", ["m0.npy/x", "/proc/foo/x"])
+def test_an_impossible_out_is_refused_before_any_work(out, folder):
+    _, arguments = write(folder, "regression")
+    with pytest.raises(UserError, match="give another --out"):
+        main([*arguments, "--metric", "rmse", "--task-type", "regression", "--out", out])
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--method", "aut"], "auto"),
+        (["--method", "stacking", "--bag", "rows"], "vary greedy"),
+        (["--max-per-family", "1"], "plain files do not tell"),
+        (["--add", "soup"], "leave it out"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(more, words, folder):
+    _, arguments = write(folder, "binary")
+    with pytest.raises(UserError, match=words):
+        main([*arguments, "--metric", "auroc", "--task-type", "binary", *more])
+
+
+def test_test_predictions_are_checked_like_the_oof(folder):
+    (preds, *_), arguments = write(folder, "binary", members=2)
+    np.save(folder / "t0.npy", preds[0][0] * 3 - 1)
+    np.save(folder / "t1.npy", preds[1][0])
+    with pytest.raises(UserError, match="t0"):
+        main([*arguments, "--metric", "log_loss", "--task-type", "binary", "--test", "t0.npy",
+              "t1.npy"])  # fmt: skip
+    assert not (folder / "ensemble").exists()
+
+
+def test_auto_needs_three_folds(folder):
+    _, arguments = write(folder, "binary", folds=2)
+    with pytest.raises(UserError, match="--method auto with 2 folds"):
+        main([*arguments, "--metric", "auroc", "--task-type", "binary", "--method", "auto"])
 
 
 def test_selection_loads_neither_torch_nor_ray(folder):

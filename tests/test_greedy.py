@@ -3,13 +3,17 @@
 Shapes: M members, T outputs, N rows, K folds.
 """
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemble import greedy
 from ensemble.bench import Bench
-from ensemble.engines import TIE, make_engine
+from ensemble.engines import make_engine, tie
 from ensemble.greedy import Options, closer_then_stranger, path, select, select_members
 from ensemble.limits import Cost, Limits
 from search.metrics import best_thresholds
@@ -40,10 +44,10 @@ def naive(metric, preds_MTN, true_TN, fold_N, steps, folds):
         for candidate in range(len(preds_MTN)):
             mean_TN = np.mean([np.float64(preds_MTN[m]) for m in [*order, candidate]], axis=0)
             scores.append(naive_score(metric, mean_TN, true_TN, fold_N, folds))
-        tied = [m for m in range(len(scores)) if scores[m] >= max(scores) - TIE]
+        tied = [m for m in range(len(scores)) if scores[m] >= max(scores) - tie(max(scores))]
         order.append(next((m for m in tied if m in order), tied[0]))
         trace.append(scores[order[-1]])
-    length = next(i for i, s in enumerate(trace) if s >= max(trace) - TIE) + 1
+    length = next(i for i, s in enumerate(trace) if s >= max(trace) - tie(max(trace))) + 1
     return order[:length], trace
 
 
@@ -99,8 +103,7 @@ def test_then_to_the_member_whose_errors_resemble_the_ensembles_least():
     """Between two members of equal score and equal squared error."""
     gram_MM = np.array([[4.0, 3.0, 1.0], [3.0, 4.0, 1.0], [1.0, 1.0, 4.0]])
     bench = Bench(pool_for("pearson", members=3))
-    object.__setattr__(bench.errors, "gram_KMM", np.stack([gram_MM] * 3))
-    object.__setattr__(bench.errors, "count_K", np.ones(3, dtype=np.int64))
+    bench.errors = SimpleNamespace(gram=lambda folds: gram_MM)
     prefer = closer_then_stranger(bench, [0, 1, 2])
     assert prefer(np.array([1, 0, 0]), [1, 2]) == 2
     assert prefer(np.array([0, 0, 0]), [0, 1, 2]) == 0
@@ -120,7 +123,8 @@ def test_selection_on_some_folds_ignores_the_rows_of_the_others():
 
 @pytest.mark.parametrize("bag", [(), ("members",), ("rows",), ("members", "rows")])
 @pytest.mark.parametrize("start", [0, 3])
-def test_every_variant_keeps_the_limits_and_is_reproducible(bag, start):
+def test_every_variant_keeps_the_limits_and_is_reproducible(bag, start, monkeypatch):
+    monkeypatch.setattr(greedy, "BAGS", 4)
     costs = [Cost(family="xy"[m % 2], mb=10.0 * (m + 1), ms=1.0) for m in range(8)]
     pool = pool_for("gene_expr", members=8, noise=3.0, costs=costs)
     limits = Limits(max_members=3, max_per_family=2, max_mb=120)
@@ -152,7 +156,8 @@ def test_the_score_is_that_of_the_returned_weights_and_no_worse_than_the_best_me
     bench = Bench(pool_for("gene_expr"))
     selection = path(bench, bench.folds, Options())
     assert selection.score == pytest.approx(bench.engine.score(selection.weights_M, bench.folds))
-    assert selection.score >= bench.engine.step(np.zeros(5, dtype=int), bench.folds).max() - TIE
+    best = bench.engine.step(np.zeros(5, dtype=int), bench.folds).max()
+    assert selection.score >= best - tie(best)
 
 
 def test_unknown_bags_and_negative_starts_are_refused_together():
@@ -178,3 +183,23 @@ def test_bags_of_rows_keep_a_rare_label_in_every_fold():
     true_TN[0, [np.flatnonzero(fold_N == k)[0] for k in range(3)]] = 1
     bench = Bench(make_pool(preds, true_TN, fold_N, *metric_of("auroc")))
     assert select_members(bench, [0, 1, 2], Options(bag=("rows",))).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-9])
+def test_the_unit_of_the_targets_changes_no_choice(unit):
+    preds, true_TN, fold_N = arrays("regression", noise=2.0)
+    metric, task_type = metric_of("rmse")
+    scaled = make_pool([p * np.float32(unit) for p in preds], true_TN * np.float32(unit), fold_N,
+                       metric, task_type)  # fmt: skip
+    plain = path(Bench(make_pool(preds, true_TN, fold_N, metric, task_type)), [0, 1, 2], Options())
+    assert path(Bench(scaled), [0, 1, 2], Options()).order == plain.order
+
+
+def test_the_last_ties_go_by_name_whatever_the_order():
+    preds, true_TN, fold_N = arrays("regression", members=1)
+    pool = make_pool(preds * 3, true_TN, fold_N, *metric_of("rmse"))
+    for order in ([0, 1, 2], [2, 1, 0]):
+        members = tuple(replace(pool.members[m], name=f"m{9 + m}") for m in order)
+        bench = Bench(replace(pool, members=members))
+        (chosen,) = path(bench, [0, 1, 2], Options()).order
+        assert members[chosen].name == "m9"

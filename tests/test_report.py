@@ -95,13 +95,13 @@ def test_auto_says_which_combiner_it_took():
     assert report["combiner"] == simplest["method"]
 
 
-def test_a_single_member_is_the_ensemble():
-    for key in METRICS:
-        choice = choose(pool_for(key, members=1), compared=True)
-        assert choice.report["weights"] == {"a": 1.0}
-        assert choice.report["scores"][3]["score"] == pytest.approx(0, abs=1e-9)
+@pytest.mark.parametrize("key", ["pearson", "auroc", "log_loss", "khd", "mae"])
+def test_a_single_member_is_the_ensemble(key):
+    choice = choose(pool_for(key, members=1), compared=True)
+    assert choice.report["weights"] == {"a": 1.0}
+    assert choice.report["scores"][3]["score"] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_method_that_cannot_work_is_refused_with_the_reason():
-    with pytest.raises(UserError, match="--method hard_vote"):
+    with pytest.raises(UserError, match="--method hard_vote cannot"):
         choose(pool_for("rmse"), method="hard_vote")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ensemble.bench import Bench
 from ensemble.blend import Blend
-from ensemble.engines import TIE
+from ensemble.engines import tie
 from ensemble.transforms import linked
 from search.metrics import best_thresholds
 
@@ -31,7 +31,7 @@ Grow = Callable[[Sequence[NDArray[np.float32]]], Iterator[NDArray[Any]]]
 
 def first_best(scores: Sequence[float]) -> int:
     """Index of the first score that is as good as the best."""
-    return int(np.flatnonzero(np.array(scores) >= max(scores) - TIE)[0])
+    return int(np.flatnonzero(np.array(scores) >= max(scores) - tie(max(scores)))[0])
 
 
 def sizes(members: int) -> list[int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.bench import TWINS
+from ensemble.bench import Bench
 from ensemble.derived.feature_store import FeatureStore
 from ensemble.derived.linear import fit_layers, strengths
 from ensemble.derived.sources import (
@@ -30,14 +30,12 @@ from ensemble.derived.sources import (
     mean_score,
     model_file,
     part,
-    ranked,
     read_kept,
     save_rows,
     silent,
     sources,
     write_kept,
 )
-from ensemble.errors import ErrorMoments, error_moments
 from ensemble.joint import JointLayer
 from ensemble.limits import Cost
 from ensemble.members import Member, Pool
@@ -83,7 +81,7 @@ class _Head:
 
     def __init__(self, pool: Pool, store: FeatureStore) -> None:
         self.pool, self.store = pool, store
-        self._moments: dict[Set, ErrorMoments] = {}
+        self.bench = Bench(pool)
         self._sets = [self._candidates(k) for k in self.folds]
 
     @property
@@ -122,18 +120,8 @@ class _Head:
         """The best members by the other folds, without twins of better ones: the first two, the
         first three."""
         others = [k for k in self.folds if k != fold]
-        kept: list[int] = []
-        for m in ranked(self.pool, range(len(self.pool.members)), others):
-            if len(kept) < max(SIZES) and not any(self._twins(m, n, others) for n in kept):
-                kept.append(m)
+        kept = self.bench.candidates(others)
         return [tuple(kept[:size]) for size in SIZES if size <= len(kept)]
-
-    def _twins(self, m: int, n: int, folds: Sequence[int]) -> bool:
-        pair = min(m, n), max(m, n)
-        if pair not in self._moments:
-            preds = [self.pool.members[one].pred_TN for one in pair]
-            self._moments[pair] = error_moments(preds, self.pool.true_TN, self.pool.fold_N)
-        return bool(self._moments[pair].correlation(folds)[0, 1] > TWINS)
 
     def _choose(self, fold: int) -> tuple[Set, float]:
         """Members and strength for a fold, by scores on the others; of equal ones the fewer
@@ -152,7 +140,7 @@ class _Head:
                     pred[other] = layer.apply(features_VF).T
             scores = (mean_score(self.pool, pred) for pred in preds)
             found += [(score, members, s) for score, s in zip(scores, use, strict=True)]
-        best = max(found, key=lambda one: round(one[0], 9))
+        best = max(found, key=lambda one: one[0])
         return best[1], best[2]
 
     def _fit(

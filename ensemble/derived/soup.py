@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.bench import Bench
 from ensemble.derived.images import Images, run_images
 from ensemble.derived.kin import kin
 from ensemble.derived.sources import (
@@ -41,14 +42,13 @@ from ensemble.derived.sources import (
     mean_score,
     model_file,
     part,
-    ranked,
     read_kept,
     save_rows,
     silent,
     sources,
     write_kept,
 )
-from ensemble.engines.base import TIE
+from ensemble.engines.base import tie
 from ensemble.limits import Cost
 from ensemble.members import Member, Part, Pool
 from search.data.disk import need_space
@@ -95,7 +95,7 @@ def choose_ingredients(order: Sequence[int], score: Callable[[Set], float]) -> S
     best = score(chosen)
     for member in order[1:]:
         tried = tuple(sorted((*chosen, member)))
-        if (found := score(tried)) >= best - TIE:
+        if (found := score(tried)) >= best - tie(best):
             chosen, best = tried, max(best, found)
     return chosen
 
@@ -156,10 +156,11 @@ class _Soup:
     def _choose(self, step: Callable[[int], None]) -> list[Set]:
         folds = range(self.pool.folds)
         chosen = []
+        bench = Bench(self.pool)
         for fold in folds:
             step(fold)
             others = [k for k in folds if k != fold]
-            order = ranked(self.pool, self.group, others)
+            order = [m for m in bench.ranked(others) if m in self.group]
             chosen.append(choose_ingredients(order, partial(self._score, others)))
         if any(len(ingredients) > 1 for ingredients in chosen):
             self._write(chosen)

@@ -75,16 +75,6 @@ def mean_score(pool: Pool, preds: Mapping[int, NDArray[np.float32]]) -> float:
     return float(np.mean(scores))
 
 
-def ranked(pool: Pool, members: Sequence[int], folds: Sequence[int]) -> list[int]:
-    """Members by their score on these folds, best first; ties in the pool's order."""
-
-    def score(member: int) -> float:
-        pred_TN = pool.members[member].pred_TN
-        return mean_score(pool, {k: pred_TN[:, fold_rows(pool, k)] for k in folds})
-
-    return sorted(members, key=lambda m: (-round(score(m), 9), m))
-
-
 def inputs(pool: Pool, run: RunFolder, kind: str) -> dict[str, Any]:
     """All that decides what is made of these members; equal inputs need no second inference."""
     files = {f"{m.name}/{k}": model_file(m, k) for m in pool.members for k in range(pool.folds)}

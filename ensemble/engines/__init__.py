@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.engines.base import TIE as TIE
 from ensemble.engines.base import Engine as Engine
+from ensemble.engines.base import best_first as best_first
+from ensemble.engines.base import tie as tie
 from ensemble.engines.callable import CallableEngine
 from ensemble.engines.decisions import DecisionEngine
 from ensemble.engines.log_loss import LogLossEngine

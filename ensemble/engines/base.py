@@ -12,8 +12,26 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 # Scores nearer than this are equal: engines that compute the same score in another order differ
-# by about 1e-12, and must not select differently for it.
+# by about 1e-12, and must not select differently for it. Of scores below 1 it is a share: those of
+# rmse and mae are as small as the unit of the targets makes them.
 TIE = 1e-9
+
+
+def tie(score: float) -> float:
+    """How far from this score others count as equal."""
+    return TIE * (min(1.0, abs(score)) or 1.0)
+
+
+def best_first(score_M: NDArray[np.float64], place_M: Sequence[int]) -> list[int]:
+    """Members by score, the highest first; equal ones by their place."""
+    order = np.argsort(-score_M, kind="stable").tolist()
+    found: list[int] = []
+    while order:
+        level = score_M[order[0]] - tie(float(score_M[order[0]]))
+        equal = [m for m in order if score_M[m] >= level]
+        found += sorted(equal, key=lambda m: place_M[m])
+        order = order[len(equal) :]
+    return found
 
 
 class Engine(Protocol):
