@@ -14,7 +14,7 @@ import numpy as np
 
 from ensemble.bench import Bench
 from ensemble.combiners import get_combiner
-from ensemble.honest import Study
+from ensemble.honest import Nesting
 from ensemble.limits import Cost, Limits
 from ensemble.members import Member, Pool
 from search.metrics import get_metric
@@ -52,14 +52,14 @@ def simulate(rows: int, seed: int) -> tuple[Pool, Pool]:
 def once(rows: int, seed: int) -> dict[str, float]:
     oof, fresh = simulate(rows, seed)
     bench = Bench(oof, Limits(max_members=None))
-    study = Study(bench, [get_combiner("best_single"), get_combiner("greedy")])
+    nesting = Nesting(bench, [get_combiner("best_single"), get_combiner("greedy")])
     found = {}
-    for combiner in study.combiners:
-        blend = study.fit(combiner, bench.folds)
+    for combiner in nesting.combiners:
+        blend = nesting.fit(combiner, bench.folds)
         pred_TN = blend.apply([fresh.members[m].pred_TN for m in blend.members])
         found[f"{combiner.name} OOF"] = bench.score(blend, bench.folds)
         found[f"{combiner.name} fresh"] = fresh.metric.score(pred_TN, fresh.true_TN).value
-        found[f"{combiner.name} nested"] = study.nested(combiner).score.mean
+        found[f"{combiner.name} nested"] = nesting.nested(combiner).score.mean
     return found
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ensemble.blend import Blend
 from ensemble.engines import Engine, best_first, make_engine
-from ensemble.errors import ErrorMoments, error_moments
+from ensemble.error_moments import ErrorMoments, error_moments
 from ensemble.limits import Budget, Limits
 from ensemble.members import Pool
 

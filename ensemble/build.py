@@ -134,7 +134,7 @@ def _submission(
     form = SubmissionForm.load(run.form)
     preds = []
     for m in blend.members:
-        folder = pool.members[m].kept
+        folder = pool.members[m].oof_folder
         assert folder is not None
         test_TN = read_test(folder, len(form.target_names), len(form.test_ids))
         if test_TN is None:

@@ -13,7 +13,7 @@ from ensemble.blend import Blend
 from ensemble.combiners import COMBINERS
 from ensemble.combiners.greedy import greedy
 from ensemble.greedy import Options
-from ensemble.honest import AUTO, Estimate, Study, nested_predictions
+from ensemble.honest import AUTO, Estimate, Nesting, nested_predictions
 from ensemble.limits import Limits
 from ensemble.members import Pool
 from ensemble.report import compare, make_report
@@ -58,18 +58,18 @@ def choose(
     own = partial(greedy, options=options)
     combiners = [replace(c, choose=own) if c.name == "greedy" else c for c in COMBINERS]
     reasons = [(c, c.refuses(pool)) for c in combiners]
-    study = Study(Bench(pool, limits), [c for c, reason in reasons if reason is None])
-    combiner = study.find(method)
-    others = study.combiners if compared or method == AUTO else ()
+    nesting = Nesting(Bench(pool, limits), [c for c, reason in reasons if reason is None])
+    combiner = nesting.find(method)
+    others = nesting.combiners if compared or method == AUTO else ()
     for number, other in enumerate(others):
         tell(number, len(others) + 1, other.what)
-        study.nested(other)
+        nesting.nested(other)
     tell(len(others), len(others) + 1, combiner.what)
-    blend, nested = study.fit(combiner, study.bench.folds), study.nested(combiner)
-    oof_TN = nested_predictions(study.bench, nested)
-    report = make_report(study, combiner, blend, nested, oof_TN, options=options)
+    blend, nested = nesting.fit(combiner, nesting.bench.folds), nesting.nested(combiner)
+    oof_TN = nested_predictions(nesting.bench, nested)
+    report = make_report(nesting, combiner, blend, nested, oof_TN, options=options)
     if others:
         refused = [(c, reason) for c, reason in reasons if reason is not None]
-        report["comparison"] = compare(study, blend, refused)
+        report["comparison"] = compare(nesting, blend, refused)
     tell(len(others) + 1, len(others) + 1, "done")
     return Choice(pool=pool, blend=blend, nested=nested.score, oof_TN=oof_TN, report=report)

@@ -118,7 +118,7 @@ def _member(root: Path, number: int, member: Member, weight: float, folds: int) 
         if lost:
             faults.append(
                 f"member {member.name} lacks the models of folds {lost} in {part.folder}; restore "
-                f"them, or delete {member.kept} to build without it"
+                f"them, or delete {member.oof_folder} to build without it"
             )
             continue
         folder = f"{home}/part-{place}" if member.layer else home

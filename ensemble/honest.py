@@ -53,7 +53,7 @@ class Nested:
     blends: tuple[Blend, ...]  # (K,) chosen without fold k
 
 
-class Study:
+class Nesting:
     """Fits of combiners on sets of folds, each made once."""
 
     def __init__(self, bench: Bench, combiners: Sequence[Combiner]) -> None:

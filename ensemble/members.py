@@ -78,7 +78,7 @@ class Member:
     cost: Cost
     parts: tuple[Part, ...] = ()  # none: predictions without models; several: a feature head
     layer: Path | None = None  # of a feature head: folder with its layers, fold-K.safetensors
-    kept: Path | None = None  # folder where test.npy may lie
+    oof_folder: Path | None = None  # with pred.npy, and test.npy where test rows were predicted
     origin: Origin | None = None  # None: not a trial
     note: str = ""  # how it was made, when it is not a trial
 
@@ -214,7 +214,7 @@ def _member(run: RunFolder, trial: int, label: str, facts: RunFacts, folds: "Fol
             ms=kept.get("predict_ms"),
         ),
         parts=(Part(models, recipe, facts.store_size),),
-        kept=run.oof(trial),
+        oof_folder=run.oof(trial),
         origin=Origin(run, trial),
     )
 

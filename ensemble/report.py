@@ -16,7 +16,7 @@ from ensemble.blend import Blend, Post
 from ensemble.bootstrap import LEVEL, Interval, intervals
 from ensemble.combiners import Combiner
 from ensemble.greedy import STEPS, Options, path
-from ensemble.honest import Estimate, Nested, Study, nested_predictions
+from ensemble.honest import Estimate, Nested, Nesting, nested_predictions
 
 OPTIMISTIC = "optimistic: selected on the same rows"
 OWN = "OOF: by models that did not see the rows; nothing was chosen for it"
@@ -25,7 +25,7 @@ _CORRELATED = 50  # members in the matrix of error correlations
 
 
 def make_report(
-    study: Study,
+    nesting: Nesting,
     combiner: Combiner,
     blend: Blend,
     nested: Nested,
@@ -34,9 +34,9 @@ def make_report(
     options: Options,
 ) -> dict[str, Any]:
     """Everything about a fitted blend but the comparison with other combiners."""
-    bench = study.bench
+    bench = nesting.bench
     pool = bench.pool
-    single = study.nested(study.find("best_single"))
+    single = nesting.nested(nesting.find("best_single"))
     return {
         "task": pool.task,
         "task_type": pool.task_type,
@@ -58,17 +58,17 @@ def make_report(
 
 
 def compare(
-    study: Study, chosen: Blend, refused: Sequence[tuple[Combiner, str]] = ()
+    nesting: Nesting, chosen: Blend, refused: Sequence[tuple[Combiner, str]] = ()
 ) -> list[dict[str, Any]]:
     """A row per combiner, the simplest first: its nested score, and how far it is behind the best
     in standard errors of the paired difference."""
-    bench = study.bench
-    nested = {c.name: study.nested(c).score for c in study.combiners}
+    bench = nesting.bench
+    nested = {c.name: nesting.nested(c).score for c in nesting.combiners}
     best = max(nested.values(), key=lambda score: score.mean)
-    simplest = study.simplest(bench.folds).name
+    simplest = nesting.simplest(bench.folds).name
     rows = []
-    for combiner in study.combiners:
-        blend, score = study.fit(combiner, bench.folds), nested[combiner.name]
+    for combiner in nesting.combiners:
+        blend, score = nesting.fit(combiner, bench.folds), nested[combiner.name]
         behind = best.minus(score)
         rows.append(
             {

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble.bootstrap import LEVEL
-from ensemble.explain import score_text
+from ensemble.explain import after, score_text
 
 if TYPE_CHECKING:
     from ensemble.choose import Choice, Tell
@@ -46,8 +46,8 @@ def show(choice: "Choice") -> None:
     if "comparison" in report:
         console.print(_comparison(report))
     console.print(_scores(report))
-    if report["post"]:
-        console.print("after blending: " + _post(report["post"]), highlight=False)
+    for step in after(choice.blend, choice.pool.target_names):
+        console.print(f"after blending: {step}", highlight=False, markup=False)
 
 
 def _members(report: dict[str, Any], known: int) -> Table:
@@ -125,16 +125,3 @@ def _scores(report: dict[str, Any]) -> Table:
     table.caption = "\n".join(f"{kind}: {meaning}" for kind, meaning in notes.items())
     table.caption_justify = "left"
     return table
-
-
-def _post(post: dict[str, Any]) -> str:
-    parts = []
-    if "thresholds" in post:
-        values = post["thresholds"]
-        parts.append(f"thresholds {', '.join(f'{v:.3g}' for v in values[:5])}"
-                     + (", ..." if len(values) > 5 else ""))  # fmt: skip
-    if "temperature" in post:
-        parts.append(f"temperature {post['temperature']:.3f}")
-    if "shrink" in post:
-        parts.append(f"deviations from the mean times {post['shrink']:.3f}")
-    return "; ".join(parts)

@@ -7,7 +7,7 @@ from ensemble import bootstrap
 from ensemble.bench import Bench
 from ensemble.bootstrap import REPLICATES, Draws, intervals
 from ensemble.combiners import get_combiner
-from ensemble.honest import Study, nested_predictions
+from ensemble.honest import Nesting, nested_predictions
 from tests.pools import pool_for
 
 
@@ -46,9 +46,9 @@ def test_many_rows_are_drawn_less_often_and_in_blocks(monkeypatch):
 
 def test_folds_of_one_row_have_no_interval_for_correlations():
     pool = pool_for("pearson", rows=5, folds=5)
-    study = Study(Bench(pool), [get_combiner("best_single")])
-    pred_TN = nested_predictions(study.bench, study.nested(study.combiners[0]))
-    assert intervals(study.bench, [pred_TN], [[None] * 5]) == ([None], None)
+    nesting = Nesting(Bench(pool), [get_combiner("best_single")])
+    pred_TN = nested_predictions(nesting.bench, nesting.nested(nesting.combiners[0]))
+    assert intervals(nesting.bench, [pred_TN], [[None] * 5]) == ([None], None)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_folds_of_one_row_have_no_interval_for_correlations():
 )
 def test_intervals_equal_those_of_literally_repeated_rows(key):
     pool = pool_for(key, rows=120)
-    study = Study(Bench(pool), [get_combiner("best_single"), get_combiner("greedy")])
-    nested = [study.nested(c) for c in study.combiners]
-    preds = [nested_predictions(study.bench, n) for n in nested]
+    nesting = Nesting(Bench(pool), [get_combiner("best_single"), get_combiner("greedy")])
+    nested = [nesting.nested(c) for c in nesting.combiners]
+    preds = [nested_predictions(nesting.bench, n) for n in nested]
     thresholds = [[b.post.thresholds_T for b in n.blends] for n in nested]
-    found, difference = intervals(study.bench, preds, thresholds)
+    found, difference = intervals(nesting.bench, preds, thresholds)
     counts_RN, _ = counts(pool.fold_N, None)
     wanted = []
     for pred_TN, thresholds_KT in zip(preds, thresholds, strict=True):
@@ -84,8 +84,8 @@ def test_intervals_equal_those_of_literally_repeated_rows(key):
 
 def test_the_interval_holds_the_nested_score():
     pool = pool_for("pearson", rows=120)
-    study = Study(Bench(pool), [get_combiner("greedy")])
-    nested = study.nested(study.combiners[0])
-    pred_TN = nested_predictions(study.bench, nested)
-    (interval,), _ = intervals(study.bench, [pred_TN], [[None] * 3])
+    nesting = Nesting(Bench(pool), [get_combiner("greedy")])
+    nested = nesting.nested(nesting.combiners[0])
+    pred_TN = nested_predictions(nesting.bench, nested)
+    (interval,), _ = intervals(nesting.bench, [pred_TN], [[None] * 3])
     assert interval.low < nested.score.mean < interval.high

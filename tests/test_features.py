@@ -89,7 +89,9 @@ def test_a_head_is_what_its_files_predict(heads, made):
         pred_TN = predict_head(used, layer, made.images_NHWC[rows], batch_size=5).T
         np.testing.assert_allclose(head.pred_TN[:, rows], pred_TN, atol=1e-4)
         tests.append(predict_head(models, layer, made.images_NHWC[ROWS:]).T)
-    np.testing.assert_allclose(np.load(head.kept / "test.npy"), np.mean(tests, axis=0), atol=1e-4)
+    np.testing.assert_allclose(
+        np.load(head.oof_folder / "test.npy"), np.mean(tests, axis=0), atol=1e-4
+    )
     assert all(p.decode_size == 32 and p.recipe["backbone"] for p in head.parts)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from ensemble.bench import Bench
 from ensemble.combiners import COMBINERS, get_combiner
-from ensemble.honest import Estimate, Study, nested_predictions
+from ensemble.honest import Estimate, Nesting, nested_predictions
 from search.metrics import fold_scores
 from spaces.errors import UserError
 from tests.pools import arrays, make_pool, metric_of, pool_for
@@ -13,15 +13,15 @@ from tests.pools import arrays, make_pool, metric_of, pool_for
 NAMES = ("best_single", "top_k", "greedy", "convex")
 
 
-def study_of(pool, names=NAMES):
-    return Study(Bench(pool), [get_combiner(name) for name in names])
+def nesting_of(pool, names=NAMES):
+    return Nesting(Bench(pool), [get_combiner(name) for name in names])
 
 
 def test_each_fold_is_scored_by_what_the_other_folds_chose():
     pool = pool_for("pearson", members=6)
-    study = study_of(pool)
-    for combiner in study.combiners:
-        result = study.nested(combiner)
+    nesting = nesting_of(pool)
+    for combiner in nesting.combiners:
+        result = nesting.nested(combiner)
         for fold in range(3):
             others = [k for k in range(3) if k != fold]
             blend = combiner.fit(Bench(pool), others)
@@ -44,8 +44,8 @@ def test_the_truth_of_a_fold_cannot_change_what_is_chosen_for_it(key, method):
     for truth_TN in (true_TN, other_TN):
         pool = make_pool(preds, truth_TN, fold_N, metric, task_type)
         object.__setattr__(pool, "metric", metric.fit(true_TN))  # lists come from all rows, once
-        study = study_of(pool)
-        blends.append(study.nested(study.find(method)).blends[2])
+        nesting = nesting_of(pool)
+        blends.append(nesting.nested(nesting.find(method)).blends[2])
     one, two = blends
     assert one.method == two.method and one.members == two.members
     assert one.weights == pytest.approx(two.weights, abs=1e-12)
@@ -60,45 +60,45 @@ def test_on_pure_noise_selection_is_optimistic_and_the_nested_score_is_not():
         true_TN = rng.normal(size=(1, 60)).astype(np.float32)
         preds = [rng.normal(size=(1, 60)).astype(np.float32) for _ in range(20)]
         pool = make_pool(preds, true_TN, np.arange(60) % 3, *metric_of("pearson"))
-        study = study_of(pool)
-        greedy = study.find("greedy")
-        optimistic.append(study.bench.score(study.fit(greedy, [0, 1, 2]), [0, 1, 2]))
-        honest.append(study.nested(greedy).score.mean)
+        nesting = nesting_of(pool)
+        greedy = nesting.find("greedy")
+        optimistic.append(nesting.bench.score(nesting.fit(greedy, [0, 1, 2]), [0, 1, 2]))
+        honest.append(nesting.nested(greedy).score.mean)
     assert np.mean(optimistic) > 0.3  # the true correlation is 0
     assert abs(np.mean(honest)) < 0.1
 
 
 def test_auto_takes_the_simplest_within_one_standard_error_of_the_best():
-    study = study_of(pool_for("pearson", members=8))
-    chosen = study.simplest((0, 1, 2))
-    scores = {c.name: study.nested(c).score for c in study.combiners}
+    nesting = nesting_of(pool_for("pearson", members=8))
+    chosen = nesting.simplest((0, 1, 2))
+    scores = {c.name: nesting.nested(c).score for c in nesting.combiners}
     best = max(scores.values(), key=lambda score: score.mean)
-    close = [c for c in study.combiners
+    close = [c for c in nesting.combiners
              if best.minus(scores[c.name]).mean <= best.minus(scores[c.name]).se]  # fmt: skip
     assert chosen is close[0]
-    blend = study.fit(study.find("auto"), (0, 1, 2))
+    blend = nesting.fit(nesting.find("auto"), (0, 1, 2))
     assert blend.method == chosen.name
 
 
 def test_auto_chooses_the_combiner_anew_without_each_fold():
-    study = study_of(pool_for("auroc", members=8, rows=90))
-    result = study.nested(study.find("auto"))
+    nesting = nesting_of(pool_for("auroc", members=8, rows=90))
+    result = nesting.nested(nesting.find("auto"))
     for fold in range(3):
         rest = tuple(k for k in range(3) if k != fold)
-        assert result.blends[fold].method == study.simplest(rest).name
+        assert result.blends[fold].method == nesting.simplest(rest).name
 
 
 def test_equal_members_make_the_simplest_choice():
     preds, true_TN, fold_N = arrays("regression", members=1)
-    study = study_of(make_pool(preds * 4, true_TN, fold_N, *metric_of("rmse")))
-    assert study.simplest((0, 1, 2)).name == "best_single"
+    nesting = nesting_of(make_pool(preds * 4, true_TN, fold_N, *metric_of("rmse")))
+    assert nesting.simplest((0, 1, 2)).name == "best_single"
 
 
 def test_nested_predictions_are_those_of_the_blend_without_the_rows_fold():
     pool = pool_for("gene_expr")
-    study = study_of(pool)
-    result = study.nested(study.find("greedy"))
-    pred_TN = nested_predictions(study.bench, result)
+    nesting = nesting_of(pool)
+    result = nesting.nested(nesting.find("greedy"))
+    pred_TN = nested_predictions(nesting.bench, result)
     for fold, blend in enumerate(result.blends):
         rows = pool.fold_N == fold
         wanted = blend.apply([pool.members[m].pred_TN[:, rows] for m in blend.members])
@@ -115,14 +115,14 @@ def test_mean_standard_error_and_paired_difference():
 def test_one_fold_is_refused():
     preds, true_TN, _ = arrays("regression")
     pool = make_pool(preds, true_TN, np.zeros(60, int), *metric_of("pearson"))
-    study = study_of(pool)
+    nesting = nesting_of(pool)
     with pytest.raises(ValueError, match="2 or more"):
-        study.nested(study.combiners[0])
+        nesting.nested(nesting.combiners[0])
 
 
 def test_an_unknown_method_and_one_that_cannot_work_here_are_refused_with_the_reason():
-    study = Study(Bench(pool_for("rmse")), [c for c in COMBINERS if c.name == "greedy"])
+    nesting = Nesting(Bench(pool_for("rmse")), [c for c in COMBINERS if c.name == "greedy"])
     with pytest.raises(UserError, match="greedy"):
-        study.find("greedi")
+        nesting.find("greedi")
     with pytest.raises(UserError, match="cannot be used"):
-        study.find("hard_vote")
+        nesting.find("hard_vote")

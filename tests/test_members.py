@@ -64,7 +64,7 @@ def test_a_member_without_test_predictions_costs_the_submission_and_it_is_said(p
     run = pair[0]
     run.submission.write_text("of an older ensemble")
     for member in load_members(run).members:
-        (member.kept / "test.npy").unlink()
+        (member.oof_folder / "test.npy").unlink()
     result = build(run)
     assert result.submission is None and not run.submission.exists()
     assert "no submission" in read_json(run.ensemble / "ensemble.json")["notes"][0]

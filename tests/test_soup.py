@@ -121,7 +121,9 @@ def test_a_soup_beats_its_ingredients_and_is_what_its_files_predict(own, made):
             soup.pred_TN[:, rows], model.predict(made.images_NHWC, rows=rows).T
         )
         tests.append(model.predict(made.images_NHWC[ROWS:]).T)
-    np.testing.assert_allclose(np.load(soup.kept / "test.npy"), np.mean(tests, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.load(soup.oof_folder / "test.npy"), np.mean(tests, axis=0), rtol=1e-5
+    )
     files = [soup.parts[0].folder / f"fold-{fold}.safetensors" for fold in range(pool.folds)]
     assert soup.cost.mb == pytest.approx(sum(path.stat().st_size for path in files) / 2**20)
     assert soup.cost.ms == 2.0 and soup.layer is None and soup.parts[0].decode_size == 32

@@ -9,7 +9,6 @@ from ensemble.combiners.per_output import per_output, refuses_per_output
 from ensemble.combiners.ranks import rank_mean, refuses_rank_mean
 from ensemble.combiners.stacking import refuses_stacking, stacking
 from ensemble.combiners.votes import hard_vote, median, refuses_hard_vote
-from ensemble.members import Pool
 from spaces.errors import UserError, near
 
 # Between combiners that are equally good the first one is taken.
@@ -65,8 +64,3 @@ def get_combiner(name: str) -> Combiner:
             return combiner
     names = [combiner.name for combiner in COMBINERS]
     raise UserError(f"combiner {name!r} is unknown; {near(name, names)}")
-
-
-def usable(pool: Pool) -> list[Combiner]:
-    """The combiners that can work on this pool, simplest first."""
-    return [combiner for combiner in COMBINERS if combiner.refuses(pool) is None]

@@ -183,7 +183,7 @@ def _derived(
         pred_TN=load_rows(folder / "pred.npy"),
         parts=tuple(part(pool.members[m]) for m in parts),
         layer=folder,
-        kept=folder,
+        oof_folder=folder,
         cost=Cost(
             family="features",
             mb=sum(path.stat().st_size for path in files) / 2**20,

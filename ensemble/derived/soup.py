@@ -230,7 +230,7 @@ class _Soup:
             name=f"soup {name_of[chosen[0]]}" if alike else f"soup {number}",
             pred_TN=load_rows(self.folder / "pred.npy"),
             parts=(Part(folder=self.folder, recipe=self.recipe, decode_size=self.decode_size),),
-            kept=self.folder,
+            oof_folder=self.folder,
             cost=Cost(
                 family="soup",
                 mb=sum(path.stat().st_size for path in models) / 2**20,

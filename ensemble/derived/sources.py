@@ -79,8 +79,8 @@ def inputs(pool: Pool, run: RunFolder, kind: str) -> dict[str, Any]:
     """All that decides what is made of these members; equal inputs need no second inference."""
     files = {f"{m.name}/{k}": model_file(m, k) for m in pool.members for k in range(pool.folds)}
     for member in pool.members:
-        assert member.kept is not None
-        files[f"{member.name}/pred"] = member.kept / "pred.npy"
+        assert member.oof_folder is not None
+        files[f"{member.name}/pred"] = member.oof_folder / "pred.npy"
     digest = hashlib.sha256(np.ascontiguousarray(pool.true_TN).tobytes())
     digest.update(pool.fold_N.tobytes())
     data = {

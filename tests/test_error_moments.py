@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble import errors
+from ensemble import error_moments as module
 from ensemble.bench import Bench
-from ensemble.errors import error_moments
+from ensemble.error_moments import error_moments
 from tests.pools import arrays, make_pool, metric_of
 
 
@@ -42,7 +42,7 @@ def test_gram_correlation_and_likeness_equal_the_literal_ones(seed, block):
     true_TN[1] = 3.0  # a constant output takes no part
     true_TN[2, fold_N == 0] = 1.0  # nor one that is constant in a fold, there
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(errors, "_BLOCK", block)
+        patch.setattr(module, "_BLOCK", block)
         moments = error_moments(preds, true_TN, fold_N)
     raw, centred_MX, value_MX = literal(preds, true_TN, fold_N, [0, 2])
     wanted = np.mean([e_MX @ e_MX.T / e_MX.shape[1] for e_MX in raw], axis=0)
