@@ -36,6 +36,7 @@ def tell(setup: Setup, frame: "pd.DataFrame", built: "BuildResult | None") -> No
     console.print(f"\nrun folder: {run}", soft_wrap=True)
     console.print(f"leaderboard: python -m search.leaderboard {run}", soft_wrap=True)
     if built is not None:
+        console.print(f"compare: python -m ensemble.build {run}", soft_wrap=True)
         data = "DIR" if built.submission is None else setup.data
         console.print(
             f"predict: python -m ensemble.predict {setup.run.ensemble} --data {data} "
