@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.bench import Bench
-from search.metrics import FittedMetric, row_correlations
+from search.metrics import (
+    FittedMetric,
+    gene_expr_value,
+    gene_parts,
+    mean_correlation,
+    row_correlations,
+)
 
 REPLICATES = 200
 FEWEST = 50  # replicates, where rows are so many that the interval is narrow anyway
@@ -169,15 +175,11 @@ def _correlation_scores(
     )
     keep_nan = str(metric.args["nan"])
     if metric.name == "pearson":
-        score_R = _mean(corr_TR, np.ones((len(corr_TR), 1)), keep_nan)
+        score_R = mean_correlation(corr_TR.T, keep_nan)
     else:
-        rows_n = row_correlations(pred_Tn.T, true_Tn.T)[:, None]
-        best_TR = np.where(np.isnan(corr_TR), 0.0 if keep_nan == "zero" else -np.inf, corr_TR)
-        best_R = best_TR.max(axis=0)
-        parts = [_mean(rows_n, counts_nR, keep_nan), np.where(np.isneginf(best_R), 0.0, best_R)]
-        lists = [corr_TR[list(metric.lists[name])] for name in ("heg", "hvg")]
-        parts += [_mean(corr_LR, np.ones((len(corr_LR), 1)), keep_nan) for corr_LR in lists]
-        score_R = np.maximum(sum(parts) / 4, 0.0)
+        cells_n = row_correlations(pred_Tn.T, true_Tn.T)
+        cells_R = mean_correlation(np.broadcast_to(cells_n, counts_Rn.shape), keep_nan, counts_Rn)
+        score_R = gene_expr_value(cells_R, *gene_parts(corr_TR.T, keep_nan, metric.lists).values())
     return np.where(total_R > 1, score_R, np.nan)
 
 
@@ -205,12 +207,3 @@ def _weighted(
     norm = np.sqrt(np.maximum(spread_x, 0)) * np.sqrt(np.maximum(spread_y, 0))
     void = (norm <= 1e-6 * total_R) | ((scales[0] == 0) | (scales[1] == 0))[:, None]
     return np.clip(cross / np.where(void, np.nan, norm), -1, 1)
-
-
-def _mean(values_XR: Floats, weight_XR: NDArray[Any], nan: str) -> Floats:
-    """Weighted mean over the first axis; the undefined count as 0 or are dropped (none left: 0)."""
-    kept = ~np.isnan(values_XR)
-    weight = np.where(kept, weight_XR, 0.0) if nan == "drop" else np.broadcast_to(
-        weight_XR, np.broadcast_shapes(values_XR.shape, weight_XR.shape))  # fmt: skip
-    total = weight.sum(axis=0, dtype=np.float64)
-    return (np.where(kept, values_XR, 0.0) * weight).sum(axis=0) / np.maximum(total, 1e-300)

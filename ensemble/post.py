@@ -16,7 +16,7 @@ from ensemble.bench import Bench
 from ensemble.blend import Blend, Post
 from ensemble.engines.threads import each
 from ensemble.transforms import temper
-from search.metrics import FittedMetric, best_thresholds, is_constant
+from search.metrics import FittedMetric, best_thresholds, is_constant, mean_correlation
 
 TEMPERATURES = (0.2, 5.0)
 LEAST_GAIN = 1e-4  # of the loss; a temperature that gains less is left at 1
@@ -128,11 +128,8 @@ def best_shrink(
     masks = [fold_n == k for k in np.unique(fold_n)]
 
     def quarter(shrink: float) -> float:
-        corr_n = cells.correlations(shrink)
-        if metric.args["nan"] == "zero":
-            return float(np.mean([np.nan_to_num(corr_n[k]).mean() for k in masks])) / 4
-        kept = [corr_n[k][~np.isnan(corr_n[k])] for k in masks]
-        return float(np.mean([corr.mean() if len(corr) else 0.0 for corr in kept])) / 4
+        corr_n, nan = cells.correlations(shrink), str(metric.args["nan"])
+        return float(np.mean([mean_correlation(corr_n[k], nan) for k in masks])) / 4
 
     grid = np.linspace(*SHRINKS, 26)
     best = int(np.argmax([quarter(shrink) for shrink in grid]))

@@ -19,7 +19,7 @@ from ensemble.bench import Bench
 from ensemble.blend import Blend
 from ensemble.engines import tie
 from ensemble.transforms import linked
-from search.metrics import best_thresholds
+from search.metrics import joint_score
 
 EVERY = 12  # each k up to here is tried; above it each step is a quarter
 _VALUES = 8_000_000  # float32 values held at a time beside the results
@@ -57,20 +57,10 @@ def _part_scores(
     bench: Bench, folds: Sequence[int], order: Sequence[int], tried: list[int], grow: Grow
 ) -> list[float]:
     """(S,) mean score over these folds for each k."""
-    metric, rows_n = bench.pool.metric, bench.rows(folds)
-    true_Tn = np.take(bench.pool.true_TN, rows_n, axis=1)
-    fold_n = bench.pool.fold_N[rows_n]
-    means = []
-    for pred_Tn in _grown(bench, rows_n, order, tried, grow):
-        thresholds_T = None
-        if metric.fits_thresholds:
-            thresholds_T = best_thresholds(metric, pred_Tn, true_Tn, fold_n)
-        scores = [
-            metric.score(pred_Tn[:, at], true_Tn[:, at], thresholds_T).value
-            for at in (fold_n == fold for fold in folds)
-        ]
-        means.append(float(np.mean(scores)))
-    return means
+    rows_n = bench.rows(folds)
+    true_Tn, fold_n = np.take(bench.pool.true_TN, rows_n, axis=1), bench.pool.fold_N[rows_n]
+    grown = _grown(bench, rows_n, order, tried, grow)
+    return [joint_score(bench.pool.metric, pred_Tn, true_Tn, fold_n) for pred_Tn in grown]
 
 
 def _grown(

@@ -27,11 +27,11 @@ from ensemble.derived.sources import (
     fold_rows,
     inputs,
     load_rows,
-    mean_score,
     model_file,
     part,
     read_kept,
     save_rows,
+    score_of,
     silent,
     sources,
     write_kept,
@@ -138,7 +138,7 @@ class _Head:
                 layers = self._fit(members, other, [other, fold], use, members)
                 for pred, layer in zip(preds, layers, strict=True):
                     pred[other] = layer.apply(features_VF).T
-            scores = (mean_score(self.pool, pred) for pred in preds)
+            scores = (score_of(self.pool, pred) for pred in preds)
             found += [(score, members, s) for score, s in zip(scores, use, strict=True)]
         best = max(found, key=lambda one: one[0])
         return best[1], best[2]

@@ -39,11 +39,11 @@ from ensemble.derived.sources import (
     fold_rows,
     inputs,
     load_rows,
-    mean_score,
     model_file,
     part,
     read_kept,
     save_rows,
+    score_of,
     silent,
     sources,
     write_kept,
@@ -171,7 +171,7 @@ class _Soup:
         # Far apart enough, models average to one that overflows.
         if not all(np.isfinite(pred_TV).all() for pred_TV in preds.values()):
             return -np.inf
-        return mean_score(self.pool, preds)
+        return score_of(self.pool, preds)
 
     def _predict(self, fold: int, ingredients: Set) -> NDArray[np.float32]:
         """(T, V) predictions of a fold's own rows by its soup. They are kept on disk: a hundred

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ensemble.derived.images import store_folder
 from ensemble.members import Member, Part, Pool
-from search.metrics import best_thresholds
+from search.metrics import joint_score
 from search.run_folder import RunFolder, read_json, write_file, write_json
 from spaces.errors import UserError
 
@@ -61,18 +61,12 @@ def fold_rows(pool: Pool, fold: int) -> NDArray[np.int64]:
     return np.flatnonzero(pool.fold_N == fold)
 
 
-def mean_score(pool: Pool, preds: Mapping[int, NDArray[np.float32]]) -> float:
-    """Mean score over the folds of `preds`, which holds the (T, V) predictions of each. Thresholds,
-    where the metric fits them, are fitted on these very rows."""
-    true = {k: np.asarray(pool.true_TN[:, fold_rows(pool, k)]) for k in preds}
-    thresholds_T = None
-    if pool.metric.fits_thresholds:
-        fold_V = np.concatenate([np.full(pred.shape[1], k) for k, pred in preds.items()])
-        pred_TV = np.concatenate([preds[k] for k in preds], axis=1)
-        true_TV = np.concatenate([true[k] for k in preds], axis=1)
-        thresholds_T = best_thresholds(pool.metric, pred_TV, true_TV, fold_V)
-    scores = [pool.metric.score(preds[k], true[k], thresholds_T).value for k in preds]
-    return float(np.mean(scores))
+def score_of(pool: Pool, preds: Mapping[int, NDArray[np.float32]]) -> float:
+    """Score over the folds of `preds`, which holds the (T, V) predictions of each."""
+    rows = np.concatenate([fold_rows(pool, k) for k in preds])
+    pred_TV = np.concatenate([preds[k] for k in preds], axis=1)
+    true_TV = np.take(pool.true_TN, rows, axis=1)
+    return joint_score(pool.metric, pred_TV, true_TV, pool.fold_N[rows])
 
 
 def inputs(pool: Pool, run: RunFolder, kind: str) -> dict[str, Any]:

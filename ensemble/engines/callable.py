@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.engines.base import Floats
-from search.metrics import FittedMetric, best_thresholds
+from search.metrics import FittedMetric, best_thresholds, joint_score
 
 
 class CallableEngine:
@@ -37,28 +37,21 @@ class CallableEngine:
         return np.array([self._mean_score(mean_TN, folds) for mean_TN in means])
 
     def held_out(self, weights_M: NDArray[Any], fold: int, chosen_on: Sequence[int]) -> float:
-        mean_TN = (self._sum(weights_M) / np.sum(weights_M)).astype(np.float32)
-        return self._fold_score(mean_TN, fold, self._thresholds(mean_TN, chosen_on))
-
-    def _mean_score(self, mean_TN: Floats, folds: Sequence[int]) -> float:
-        # Rounded as it would be stored: ties and thresholds are those of the file.
-        pred_TN = mean_TN.astype(np.float32)
-        thresholds_T = self._thresholds(pred_TN, folds)
-        return float(np.mean([self._fold_score(pred_TN, k, thresholds_T) for k in folds]))
-
-    def _thresholds(self, pred_TN: NDArray[np.float32], folds: Sequence[int]) -> Floats | None:
-        if not self._metric.fits_thresholds:
-            return None
-        rows = np.isin(self._fold_N, list(folds))
-        return best_thresholds(
-            self._metric, pred_TN[:, rows], self._true_TN[:, rows], self._fold_N[rows]
-        )
-
-    def _fold_score(
-        self, pred_TN: NDArray[np.float32], fold: int, thresholds_T: Floats | None
-    ) -> float:
+        pred_TN = (self._sum(weights_M) / np.sum(weights_M)).astype(np.float32)
+        thresholds_T = None
+        if self._metric.fits_thresholds:
+            use = np.isin(self._fold_N, list(chosen_on))
+            thresholds_T = best_thresholds(
+                self._metric, pred_TN[:, use], self._true_TN[:, use], self._fold_N[use]
+            )
         rows = self._fold_N == fold
         return self._metric.score(pred_TN[:, rows], self._true_TN[:, rows], thresholds_T).value
+
+    def _mean_score(self, mean_TN: Floats, folds: Sequence[int]) -> float:
+        rows = np.isin(self._fold_N, list(folds))
+        # Rounded as it would be stored: ties and thresholds are those of the file.
+        pred_Tn = mean_TN[:, rows].astype(np.float32)
+        return joint_score(self._metric, pred_Tn, self._true_TN[:, rows], self._fold_N[rows])
 
     def _sum(self, weights_M: NDArray[Any]) -> Floats:
         sum_TN = np.zeros(self._true_TN.shape)

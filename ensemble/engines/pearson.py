@@ -21,7 +21,7 @@ from ensemble.engines.base import Floats, FoldwiseEngine
 from ensemble.engines.grams import Grams
 from ensemble.engines.threads import each
 from ensemble.engines.values import Values
-from search.metrics import FittedMetric
+from search.metrics import FittedMetric, gene_expr_value, gene_parts, mean_correlation
 
 _GRAM_BYTES = 1 << 30  # Gram columns made at the start; further ones when a member is selected
 
@@ -90,31 +90,7 @@ class GramEngine(FoldwiseEngine):
         """(K,) the metric from the correlations of the outputs and, for gene_expr, of the rows."""
         genes_KT = correlations[0].reshape(self.folds, -1)
         if self._metric.name == "pearson":
-            return _mean(genes_KT, self._nan)
-        parts = (
-            np.stack([_mean(correlations[1][rows], self._nan) for rows in self._fold_rows]),
-            _max(genes_KT, self._nan),
-            _mean(genes_KT[:, list(self._metric.lists["heg"])], self._nan),
-            _mean(genes_KT[:, list(self._metric.lists["hvg"])], self._nan),
-        )
-        return np.maximum(sum(parts) / 4, 0.0)
-
-
-def _mean(corr: Floats, nan: str) -> Floats:
-    """Mean of correlations over the last axis; the undefined ones count as 0 or are dropped (none
-    left: 0)."""
-    mean = np.asarray(corr.mean(axis=-1))
-    if not np.isnan(mean).any():
-        return mean
-    kept = ~np.isnan(corr)
-    count = kept.sum(axis=-1) if nan == "drop" else corr.shape[-1]
-    return np.asarray(np.where(kept, corr, 0.0).sum(axis=-1) / np.maximum(count, 1))
-
-
-def _max(corr: Floats, nan: str) -> Floats:
-    """Highest correlation over the last axis, by the same rule."""
-    best = np.asarray(corr.max(axis=-1))
-    if not np.isnan(best).any():
-        return best
-    best = np.where(np.isnan(corr), 0.0 if nan == "zero" else -np.inf, corr).max(axis=-1)
-    return np.where(np.isneginf(best), 0.0, best)
+            return mean_correlation(genes_KT, self._nan)
+        cells = [mean_correlation(correlations[1][rows], self._nan) for rows in self._fold_rows]
+        parts = gene_parts(genes_KT, self._nan, self._metric.lists)
+        return gene_expr_value(np.stack(cells), *parts.values())

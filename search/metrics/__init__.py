@@ -11,13 +11,16 @@ from search.metrics.core import Metric as Metric
 from search.metrics.core import get_metric as get_metric
 from search.metrics.core import known_metrics as known_metrics
 from search.metrics.correlation import CONSTANT as CONSTANT
-from search.metrics.correlation import gene_expr_score as gene_expr_score
+from search.metrics.correlation import gene_expr_value as gene_expr_value
+from search.metrics.correlation import gene_parts as gene_parts
 from search.metrics.correlation import is_constant as is_constant
+from search.metrics.correlation import mean_correlation as mean_correlation
 from search.metrics.correlation import row_correlations as row_correlations
 from search.metrics.decisions import Counts as Counts
 from search.metrics.decisions import mean_rate as mean_rate
 from search.metrics.decisions import rate as rate
 from search.metrics.folds import fold_scores as fold_scores
+from search.metrics.folds import joint_score as joint_score
 from search.metrics.folds import mean_score as mean_score
 from search.metrics.folds import trial_score as trial_score
 from search.metrics.formula import Score as Score

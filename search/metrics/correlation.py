@@ -51,15 +51,24 @@ def centred(
     return x, mean, np.einsum("rc,rc->r", x, x)
 
 
-def _mean(corr: NDArray[np.float64], nan: str) -> float:
-    """Mean of correlations; the undefined ones count as 0 or are dropped (none left: 0)."""
-    kept = np.nan_to_num(corr) if nan == "zero" else corr[~np.isnan(corr)]
-    return float(kept.mean()) if len(kept) else 0.0
+def mean_correlation(
+    corr: NDArray[np.float64], nan: str, weight: NDArray[Any] | None = None
+) -> NDArray[np.float64]:
+    """Mean over the last axis, weighted where weights are given; the undefined ones count as 0
+    or, with nan "drop", do not count (none left: 0)."""
+    void = np.isnan(corr)
+    if weight is None and not void.any():
+        return np.asarray(corr.mean(axis=-1))
+    weight = np.ones(corr.shape) if weight is None else np.asarray(weight, dtype=np.float64)
+    total = np.where(void, 0.0, weight).sum(axis=-1) if nan == "drop" else weight.sum(axis=-1)
+    sums = (np.where(void, 0.0, corr) * weight).sum(axis=-1)
+    return np.asarray(sums / np.where(total > 0, total, 1))
 
 
-def _max(corr: NDArray[np.float64], nan: str) -> float:
-    kept = np.nan_to_num(corr) if nan == "zero" else corr[~np.isnan(corr)]
-    return float(kept.max()) if len(kept) else 0.0
+def best_correlation(corr: NDArray[np.float64], nan: str) -> NDArray[np.float64]:
+    """Highest one over the last axis, by the same rule."""
+    best = np.where(np.isnan(corr), 0.0 if nan == "zero" else -np.inf, corr).max(axis=-1)
+    return np.where(np.isneginf(best), 0.0, best)
 
 
 def _top(stat_T: NDArray[np.float64], count: int) -> tuple[int, ...]:
@@ -89,23 +98,33 @@ def _score_gene_expr(rows: Rows) -> Score:
     genes = row_correlations(rows.pred_TN, rows.true_TN)
     cells = row_correlations(rows.pred_TN.T, rows.true_TN.T)
     parts = {
-        "mean_corr_cells": _mean(cells, nan),
-        "max_corr_genes": _max(genes, nan),
-        "heg_corr": _mean(genes[list(rows.lists["heg"])], nan),
-        "hvg_corr": _mean(genes[list(rows.lists["hvg"])], nan),
+        "mean_corr_cells": float(mean_correlation(cells, nan)),
+        **{name: float(v) for name, v in gene_parts(genes, nan, rows.lists).items()},
     }
-    return gene_expr_score(parts, mean_corr_genes=_mean(genes, nan))
+    value = float(gene_expr_value(*parts.values()))
+    return Score(value, {**parts, "mean_corr_genes": float(mean_correlation(genes, nan))})
 
 
-def gene_expr_score(parts: Mapping[str, float], mean_corr_genes: float) -> Score:
+def gene_parts(
+    genes_XT: NDArray[np.float64], nan: str, lists: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The parts of gene_expr that come from the genes' correlations, over the last axis."""
+    return {
+        "max_corr_genes": best_correlation(genes_XT, nan),
+        "heg_corr": mean_correlation(genes_XT[..., list(lists["heg"])], nan),
+        "hvg_corr": mean_correlation(genes_XT[..., list(lists["hvg"])], nan),
+    }
+
+
+def gene_expr_value(cells: Any, best: Any, heg: Any, hvg: Any) -> NDArray[np.float64]:
     """max((MeanCorr_Cells + MaxCorr_Genes + HEG_Corr + HVG_Corr) / 4, 0); the mean over all
     genes is reported beside it and takes no part in it."""
-    value = max(sum(parts.values()) / 4, 0.0)
-    return Score(value, {**parts, "mean_corr_genes": mean_corr_genes})
+    return np.maximum((cells + best + heg + hvg) / 4, 0.0)
 
 
 def _score_pearson(rows: Rows) -> Score:
-    value = _mean(row_correlations(rows.pred_TN, rows.true_TN), rows.args["nan"])
+    corr_T = row_correlations(rows.pred_TN, rows.true_TN)
+    value = float(mean_correlation(corr_T, rows.args["nan"]))
     return Score(value, {"mean_corr_genes": value})
 
 

@@ -41,6 +41,19 @@ def fold_scores(
     return scores
 
 
+def joint_score(
+    fitted: FittedMetric, pred_TN: ArrayLike, true_TN: ArrayLike, fold_N: ArrayLike
+) -> float:
+    """Mean over the folds present; thresholds, where the metric fits them, are the best on these
+    very rows: optimistic, what selection maximises."""
+    pred, true, fold = aligned(pred_TN, true_TN, fold_N)
+    thresholds_T = None
+    if fitted.fits_thresholds:
+        thresholds_T = best_thresholds(fitted, pred, true, fold)
+    masks = [fold == k for k in np.unique(fold)]
+    return float(np.mean([fitted.score(pred[:, k], true[:, k], thresholds_T).value for k in masks]))
+
+
 def mean_score(scores: Sequence[Score]) -> Score:
     """Unweighted mean over folds, of the value and of each part; a part that some folds lack is
     the mean over the others."""
