@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.limits import MAX_MEMBERS, Limits
+from ensemble.meter import Tell, silent
 from spaces.errors import UserError, run_main
 from spaces.task import TASK_TYPES
 
 if TYPE_CHECKING:
     from ensemble.blend import Blend
     from ensemble.bundle import Bundle
-    from ensemble.choose import Choice, Tell
+    from ensemble.choose import Choice
     from ensemble.members import Pool
     from search.run_folder import RunFolder
 
@@ -38,7 +39,7 @@ def build(
     *runs: "RunFolder",
     out: Path | None = None,
     add: Sequence[str] = (),
-    tell: "Tell" = lambda done, steps, what: None,
+    tell: Tell = silent,
     **how: Any,
 ) -> BuildResult:
     """Choose from the members that are there now, and refresh bundle and submission.
@@ -96,7 +97,7 @@ def build_files(choice: "Choice", out: Path) -> None:
 
 
 def _with_derived(
-    pool: "Pool", runs: Sequence["RunFolder"], add: Sequence[str], tell: "Tell"
+    pool: "Pool", runs: Sequence["RunFolder"], add: Sequence[str], tell: Tell
 ) -> tuple["Pool", list[str]]:
     """The pool with soups and feature heads of each run's members, and what is to say of them."""
     members, notes = list(pool.members), []

@@ -1,6 +1,5 @@
 """From a pool of members to the choice of an ensemble: how to combine them, and how good it is."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,10 +15,9 @@ from ensemble.greedy import Options
 from ensemble.honest import AUTO, Estimate, Nesting, nested_predictions
 from ensemble.limits import Limits
 from ensemble.members import Pool
+from ensemble.meter import Tell, silent
 from ensemble.report import compare, make_report
 from spaces.errors import UserError, near
-
-Tell = Callable[[int, int, str], None]  # steps done, all steps, what comes next
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +43,7 @@ def choose(
     limits: Limits | None = None,
     options: Options | None = None,
     compared: bool = False,
-    tell: Tell = lambda done, steps, what: None,
+    tell: Tell = silent,
 ) -> Choice:
     """Fit a combiner on all folds and score it nested; with `compared` all other combiners too.
 

@@ -1,8 +1,14 @@
-"""A line of progress with the time left, over several kinds of work that take turns."""
+"""Progress: who is told of it, and a line with the time left over kinds of work in turns."""
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+Tell = Callable[[int, int, str], None]  # steps done, all steps, what comes next
+
+
+def silent(done: int, steps: int, what: str) -> None:
+    """A `Tell` that tells nobody."""
 
 
 class Meter:

@@ -12,7 +12,8 @@ from ensemble.bootstrap import LEVEL
 from ensemble.explain import after, score_text
 
 if TYPE_CHECKING:
-    from ensemble.choose import Choice, Tell
+    from ensemble.choose import Choice
+    from ensemble.meter import Tell
 
 _DISCARDED = 5  # lines
 

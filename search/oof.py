@@ -36,8 +36,8 @@ def write_fold(
             raise ValueError(f"fold {fold} has {what} predictions that are NaN or infinite")
     # The validation part comes last: it is what says that the fold is done.
     if test_TN is not None:
-        _save(folder / f"fold-{fold}.test.npy", test_TN)
-    _save(folder / f"fold-{fold}.npy", pred_TV)
+        save_rows(folder / f"fold-{fold}.test.npy", test_TN)
+    save_rows(folder / f"fold-{fold}.npy", pred_TV)
 
 
 def read_fold(folder: Path, fold: int) -> NDArray[np.float32]:
@@ -95,7 +95,7 @@ def assemble(
     tests = [folder / f"fold-{k}.test.npy" for k in wanted]
     if all(path.is_file() for path in tests):
         sum_TN = sum(np.load(path, allow_pickle=False).astype(np.float64) for path in tests)
-        _save(folder / "test.npy", np.asarray(sum_TN / len(tests)))
+        save_rows(folder / "test.npy", np.asarray(sum_TN / len(tests)))
     write_oof(
         folder,
         pred_TN,
@@ -133,7 +133,7 @@ def write_oof(
             f"{'no' if _finite(pred_TN) else 'some'} NaN or infinite values; they must have shape "
             f"{shape} and none: predict every row"
         )
-    _save(folder / "pred.npy", pred_TN)
+    save_rows(folder / "pred.npy", pred_TN)
     write_json(folder / "meta.json", {**meta, "recipe": recipe_digest, **extra})
 
 
@@ -201,7 +201,8 @@ def _finite(values_TN: NDArray[Any]) -> bool:
     )
 
 
-def _save(path: Path, values_TN: NDArray[Any]) -> None:
+def save_rows(path: Path, values_TN: NDArray[Any]) -> None:
+    """Write an array as float32, whole or not at all."""
     array = np.ascontiguousarray(values_TN, dtype=np.float32)
     write_file(path, lambda temporary: np.save(temporary, array, allow_pickle=False))
 

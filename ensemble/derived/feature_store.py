@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.derived.images import Images, run_images, store_folder
-from ensemble.derived.sources import load_rows, model_file, save_rows, stamp
+from ensemble.derived.sources import load_rows, model_file, stamp
 from ensemble.members import Pool
 from search.data.disk import need_space
+from search.oof import save_rows
 from search.run_folder import RunFolder, read_json, write_json
 from spaces.errors import UserError
 

@@ -22,7 +22,6 @@ from ensemble.bench import Bench
 from ensemble.derived.feature_store import FeatureStore
 from ensemble.derived.linear import fit_layers, strengths
 from ensemble.derived.sources import (
-    Tell,
     drop_kept,
     fold_rows,
     inputs,
@@ -30,15 +29,15 @@ from ensemble.derived.sources import (
     model_file,
     part,
     read_kept,
-    save_rows,
     score_of,
-    silent,
     sources,
     write_kept,
 )
 from ensemble.joint import JointLayer
 from ensemble.limits import Cost
 from ensemble.members import Member, Pool
+from ensemble.meter import Tell, silent
+from search.oof import save_rows
 from search.run_folder import RunFolder
 
 SIZES = (2, 3)  # members whose features are joined

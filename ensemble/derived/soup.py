@@ -34,7 +34,6 @@ from ensemble.bench import Bench
 from ensemble.derived.images import Images, run_images
 from ensemble.derived.kin import kin
 from ensemble.derived.sources import (
-    Tell,
     drop_kept,
     fold_rows,
     inputs,
@@ -42,16 +41,16 @@ from ensemble.derived.sources import (
     model_file,
     part,
     read_kept,
-    save_rows,
     score_of,
-    silent,
     sources,
     write_kept,
 )
 from ensemble.engines.base import tie
 from ensemble.limits import Cost
 from ensemble.members import Member, Part, Pool
+from ensemble.meter import Tell, silent
 from search.data.disk import need_space
+from search.oof import save_rows
 from search.run_folder import RunFolder
 
 if TYPE_CHECKING:

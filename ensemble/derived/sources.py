@@ -6,7 +6,7 @@ Shapes: T outputs, V rows of one fold.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,10 @@ from numpy.typing import NDArray
 from ensemble.derived.images import store_folder
 from ensemble.members import Member, Part, Pool
 from search.metrics import joint_score
-from search.run_folder import RunFolder, read_json, write_file, write_json
+from search.run_folder import RunFolder, read_json, write_json
 from spaces.errors import UserError
 
 MANIFEST = "manifest.json"
-Tell = Callable[[int, int, str], None]  # steps done, all steps, what comes next
-
-
-def silent(done: int, steps: int, what: str) -> None:
-    pass
 
 
 def sources(pool: Pool, run: RunFolder) -> tuple[Pool, list[str]]:
@@ -123,13 +118,8 @@ def _files(folder: Path) -> dict[str, list[int]]:
     return {path.name: stamp(path) for path in found if path.name != MANIFEST}
 
 
-def save_rows(path: Path, values_TN: NDArray[Any]) -> None:
-    array = np.ascontiguousarray(values_TN, dtype=np.float32)
-    write_file(path, lambda temporary: np.save(temporary, array, allow_pickle=False))
-
-
 def load_rows(path: Path) -> NDArray[np.float32]:
-    """What `save_rows` wrote, memory-mapped."""
+    """What `search.oof.save_rows` wrote, memory-mapped."""
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

@@ -3,7 +3,6 @@
 Shapes: N rows, V validation rows, S test rows, T outputs, H W C height, width and channels.
 """
 
-import json
 import logging
 import math
 import resource
@@ -15,15 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from search.data.batches import Batches
 from search.model.backbone import build_model, model_facts
-from search.model.infer import FORMAT, bf16_pays, original_units, predict_batches
+from search.model.infer import bf16_pays, original_units, predict_batches, save_model
 from search.model.losses import Loss, make_loss, target_scale
 from search.model.memory import with_halving
-from search.run_folder import write_file
 from search.train.checkpoint import TrainState, load_epoch, save_epoch
 from search.train.loop import epoch_seed, train_epoch
 from search.train.optim import AveragedModel, make_optimizer
@@ -238,12 +235,7 @@ def train_fold(
 
 def save_fold(path: Path, result: FoldResult, recipe: Recipe) -> None:
     """Write the fold's model for `search.model.infer.FoldModel`."""
-    metadata = {
-        "format": FORMAT,
-        "recipe": json.dumps(recipe.to_dict()),
-        "outputs": str(len(result.pred_TV)),
-    }
-    write_file(path, lambda temporary: save_file(result.state, temporary, metadata=metadata))
+    save_model(path, result.state, recipe.to_dict(), len(result.pred_TV))
 
 
 def _reset_peak(device: str) -> None:
