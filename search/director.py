@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from search import trials as states
 from search.journal import Event, Journal
 from search.plan import FINISH, Plan
+from search.policy.rungs import Rungs
 from search.run_folder import RunFolder, write_json
-from search.rungs import Rungs
 from search.trials import Trial, Trials
 from spaces.recipe import Recipe
 

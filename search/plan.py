@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from search.rungs import Rung, make_rungs
+from search.policy.rungs import Rung, make_rungs
 from spaces.backbones import FIXED_SIZE, architecture, relative_cost
 from spaces.errors import UserError
 

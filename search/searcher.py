@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from search import trials as states
 from search.journal import Event
-from search.rungs import Rung
+from search.policy.rungs import Rung
 from spaces.recipe import Recipe
 from spaces.seeds import derive
 from spaces.space import Space

@@ -24,7 +24,7 @@ FLOORS = (
     ),
     ("ensemble",),
     (
-        "search.leaderboard", "search.baselines", "search.check", "search.plan", "search.rungs",
+        "search.leaderboard", "search.baselines", "search.check", "search.plan", "search.policy",
         "search.trials", "search.director", "search.results", "search.progress",
         "search.finish", "search.terminal",
     ),

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.rungs import Rung, Rungs, make_rungs
+from search.policy.rungs import Rung, Rungs, make_rungs
 
 
 def arrive(rungs: Rungs, rung: Rung, values: list[float]) -> list[bool]:
