@@ -16,6 +16,8 @@ from spaces.errors import UserError, run_main
 from spaces.task import TASK_TYPES
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from ensemble.blend import Blend
     from ensemble.bundle import Bundle
     from ensemble.choose import Choice
@@ -48,8 +50,6 @@ def build(
     need it. `add` names the kinds of derived members to make first, of DERIVED; only these need
     inference. `how` goes to `choose`. Raises UserError when there is no member or one is damaged.
     """
-    from filelock import FileLock
-
     from ensemble.bundle import MANIFEST
     from ensemble.choose import choose
     from ensemble.export import export
@@ -72,8 +72,9 @@ def build(
     # A search refreshes its ensemble as members finish, and a person may build by hand meanwhile.
     with ExitStack() as stack:
         for run in sorted(runs, key=lambda run: run.root.resolve()):
-            stack.enter_context(FileLock(run.root / ".ensemble.lock"))
+            stack.enter_context(building(run))
         pool, notes = _with_derived(load_members(*runs), runs, add, tell)
+        notes += [note for run in runs for note in _left_out(run)]
         choice = choose(pool, tell=tell, **how)
         target = runs[0].submission if out is None else out.with_name(f"{out.name}-submission.csv")
         target.unlink(missing_ok=True)  # an older one would not be this bundle's
@@ -81,6 +82,13 @@ def build(
         choice.report["notes"] = notes + lost
         bundle = export(pool, choice.blend, choice.report, _columns(runs[0], pool), place)
         return BuildResult(choice=choice, bundle=bundle, submission=submission)
+
+
+def building(run: "RunFolder") -> "BaseFileLock":
+    """Held by whoever builds from the run's members, or changes which there are."""
+    from filelock import FileLock
+
+    return FileLock(run.root / ".ensemble.lock")
 
 
 def build_files(choice: "Choice", out: Path) -> None:
@@ -112,6 +120,16 @@ def _with_derived(
             members += [replace(member, name=f"{label}{member.name}") for member in made]
             notes += [f"{member.name}: {member.note}" for member in made] + said
     return replace(pool, members=tuple(members)), notes
+
+
+def _left_out(run: "RunFolder") -> list[str]:
+    lost = run.without_models()
+    if not lost:
+        return []
+    return [
+        f"{len(lost)} finished trials of {run.root} take no part: their checkpoints were deleted "
+        "(--keep-gb), the worst first"
+    ]
 
 
 def _columns(run: "RunFolder", pool: "Pool") -> tuple[str, ...]:

@@ -135,6 +135,11 @@ def load_members(*runs: RunFolder) -> Pool:
         raise UserError(faults)
     if not members:
         names = " and ".join(str(run.root) for run in runs)
+        if lost := sum(len(run.without_models()) for run in runs):
+            raise UserError(
+                f"{names} has no member: {lost} trials have finished all their folds, but their "
+                "checkpoints in RUN/checkpoints are gone; restore them, or add trials"
+            )
         raise UserError(
             f"{names} has no member: no trial has finished all its folds; "
             "resume the run with --resume, or give it more time"

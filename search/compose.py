@@ -1,6 +1,7 @@
 """A session of a run: journal, director, sampler, worker context and refresher put together."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,14 +11,16 @@ from filelock import FileLock, Timeout
 from search.data.folds import read_folds
 from search.director import Clock, Director
 from search.finish import Refresher, publish
-from search.journal import Journal
+from search.journal import Journal, seconds_used
 from search.metrics import FittedMetric
 from search.oof import assemble
+from search.plan import extended
 from search.progress import TrialLines
 from search.results import results_frame
 from search.searcher import OptunaSampler
 from search.setup import Setup
 from search.study import run_study
+from search.terminal import say
 from search.trial import Context
 from search.trials import Trial
 from spaces.errors import UserError
@@ -35,9 +38,9 @@ class Session:
     Raises UserError when another process works on the run.
     """
 
-    def __init__(self, setup: Setup, started: float) -> None:
-        """`started`: time.monotonic() at the start of the process, from which --hours counts."""
-        self._setup = setup
+    def __init__(self, setup: Setup, started: float, extend: int | None = None) -> None:
+        """`started`: time.monotonic() at the start of the process, from which --hours counts.
+        `extend`: trials that are added to the run."""
         self._lock = FileLock(setup.run.lock)
         try:
             self._lock.acquire(timeout=0)
@@ -46,10 +49,17 @@ class Session:
                 f"another process works on {setup.run.root}; wait for it or stop it"
             ) from None
         self._journal = Journal(setup.run.journal)
+        used = seconds_used(self._journal.events)
+        self._journal.append("session", task_digest=setup.task_digest)
+        if extend is not None:
+            self._journal.append("extend", trials=extend)
+        setup = replace(setup, plan=extended(setup.plan, self._journal.events))
+        if extend is not None:
+            say(f"plan: {extend} more trials, {setup.plan.trials} in all, without a time limit")
+        self._setup = setup
         deadline = None
         if setup.plan.hours is not None:
-            deadline = started + setup.plan.hours * 3600 - _used(self._journal)
-        self._journal.append("session")
+            deadline = started + setup.plan.hours * 3600 - used
         self._folds = read_folds(setup.run.folds)
         self._targets_TN = np.load(setup.run.targets, mmap_mode="r")
         self._metric = FittedMetric.from_dict(setup.metric)
@@ -118,14 +128,3 @@ class Session:
         )
         pooled = self._metric.score(pred_TN, self._targets_TN).value
         return {"score": trial.score(), "pooled": pooled}
-
-
-def _used(journal: Journal) -> float:
-    """Seconds that earlier sessions of the run took."""
-    used, begin, last = 0.0, 0.0, 0.0
-    for event in journal.events:
-        if event.kind == "session":
-            used += last - begin
-            begin = event.time
-        last = event.time
-    return used + last - begin

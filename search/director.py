@@ -1,7 +1,8 @@
-"""The director: decides what each trial does next, and journals why. Knows neither Ray nor Optuna.
+"""The director: decides what each worker does next, and journals why. Knows neither Ray nor Optuna.
 
-Workers report plain dictionaries; everything that is decided goes to the journal first and changes
-the state (trials, rungs, sampler) by being heard from there, so a replay gives the same state.
+Workers hold leases: some folds of a trial, from where it stands. They report plain dictionaries;
+everything that is decided goes to the journal first and changes the state (trials, rungs, costs,
+sampler) by being heard from there, so a replay gives the same state.
 """
 
 import shutil
@@ -14,33 +15,40 @@ from typing import Any, Protocol
 from search import trials as states
 from search.journal import Event, Journal
 from search.plan import FINISH, Plan
-from search.policy.rungs import Rungs
+from search.policy.costs import Costs
+from search.policy.failures import ALIKE, LOST_LIMIT, alike, not_learning
+from search.policy.micro_batches import MicroBatches
+from search.policy.noise import epoch_noise, fold_noise
+from search.policy.outlook import Outlook
+from search.policy.rungs import CUT, Rung, Rungs, Verdict
 from search.run_folder import RunFolder, write_json
 from search.trials import Trial, Trials
 from spaces.recipe import Recipe
 
-BROKEN = 3  # first trials that all fail end the run
-LOST_LIMIT = 3  # attempts of a trial whose worker died before the trial counts as failed
+LATE = 3 / 4  # of the trials or the time: then other seeds of the best are tried as well
+SHARED_FOLD = 10.0  # seconds: a shorter fold is not worth another worker's start
+DISK_FLOOR = 256 * 2**20  # bytes: with less free space nothing is started
 
 
 class Sampler(Protocol):
     """Proposes recipes; hears all events."""
 
     def ask(
-        self, number: int, backbones: tuple[str, ...]
+        self, number: int, backbones: tuple[str, ...], late: bool
     ) -> tuple[dict[str, Any], Recipe, str]: ...
     def apply(self, event: Event) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """When the run must be over; `deadline` in seconds of time.monotonic(), None: never."""
+    """When the run must be over; `deadline` in seconds of `now`, None: never."""
 
     deadline: float | None = None
+    now: Callable[[], float] = time.monotonic
 
     def left(self) -> float:
         """Seconds until trials must have ended, so that the finish still fits."""
-        return float("inf") if self.deadline is None else self.deadline - FINISH - time.monotonic()
+        return float("inf") if self.deadline is None else self.deadline - FINISH - self.now()
 
 
 class Director:
@@ -57,174 +65,294 @@ class Director:
         clock: Clock,
         finalise: Callable[[Trial], Mapping[str, Any]],
         on_member: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`finalise` assembles a whole trial's OOF and returns what its "end" event adds."""
+        """The journal's last event begins this session. `finalise` assembles a whole trial's OOF
+        and returns what its "end" event adds; `tell` speaks to the user."""
         self.run, self.plan, self.clock = run, plan, clock
-        self.trials, self.rungs = Trials(), Rungs()
+        self.trials, self.rungs = Trials(), Rungs(plan.rungs, plan.keep)
         self.fold_order = fold_order
         self.interrupted = False  # set by Ctrl-C: start nothing, finish what is cheap
+        self.disk_full = False  # nothing is started until there is room
+        self._disk_floor = DISK_FLOOR
+        self._costs, self._micro_batches = Costs(plan.gpus_per_trial > 0), MicroBatches()
+        self.outlook = Outlook(self.trials, self.rungs, self._costs, plan, fold_order)
         self._journal, self._sampler = journal, sampler
-        self._finalise, self._on_member = finalise, on_member
-        self._decided: dict[tuple[int, str], bool] = {}  # (trial, rung) -> go on
-        self._waiting: list[int] = []  # trials to be taken up again, by number
+        self._finalise, self._on_member, self._tell = finalise, on_member, tell
         journal.listen(self._hear)
-        self._recover()
-        live = {trial.number for trial in self.trials.live()}
-        self._ended_before = self.trials.all.keys() - live
+        self._ended_before = {n for n, t in self.trials.all.items() if t.state != states.RUNNING}
+        for trial in self.trials.open():  # what a dead driver left undecided
+            self._advance(trial)
 
     # -- state ---------------------------------------------------------------------------------
 
     def _hear(self, event: Event) -> None:
         self.trials.apply(event)
         self._sampler.apply(event)
-        if event.kind == "decision":
-            rung = event.data["rung"]
-            self._decided[event.trial, rung] = event.data["go_on"]
-            self.rungs.record(rung, event.trial, event.data["value"])
-
-    def _recover(self) -> None:
-        """Bring trials that a dead driver left open to their end or into the queue."""
-        for trial in self.trials.live():
-            if not self._passes(trial):
-                self._end(trial, states.PRUNED, self._pruned_reason(trial.number))
-            elif len(trial.folds) == self.plan_folds:
-                self._finish(trial)
-            else:
-                self._waiting.append(trial.number)
-
-    @property
-    def plan_folds(self) -> int:
-        return len(self.fold_order)
+        data = event.data
+        if event.kind == "rung":
+            self.rungs.arrive(event.trial, Rung.parse(data["rung"]), data["value"], data["noise"])
+        elif event.kind == "decision":
+            self.rungs.hear(event.trial, Rung.parse(data["rung"]), data["verdict"])
+        elif event.kind == "end":
+            self.rungs.forget(event.trial)
+            if data["state"] == states.TOO_BIG:  # the next one need not find out by halving
+                trial = self.trials.all[event.trial]
+                self._micro_batches.hear(trial.backbone, trial.image_size, 2, 1)
+        elif event.kind == "epochs":
+            trial = self.trials.all[event.trial]
+            what = trial.backbone, trial.image_size
+            for point in data["points"]:
+                self._costs.hear(*what, point["seconds"], 1)
+                self._micro_batches.hear(*what, point["batch"], point["micro_batch"])
+        elif event.kind == "fold":
+            trial = self.trials.all[event.trial]
+            self._costs.hear(trial.backbone, trial.image_size, data["seconds"], 0)
+            several = [self.outlook.scores_in_order(t) for t in self.trials.all.values() if t.folds]
+            self.rungs.fold_noise = fold_noise([s for s in several if len(s) > 1])
 
     def running(self) -> int:
-        """Trials that are in a worker's hands."""
-        return len(self.trials.live()) - len(self._waiting)
+        """Workers that have something in their hands."""
+        return sum(len(trial.leases) for trial in self.trials.running())
 
-    def broken(self) -> bool:
-        """Whether nothing but failures came of this session's trials: a bug, not bad luck."""
+    def over(self) -> bool:
+        """Whether nothing is under way or kept waiting by a full disk."""
+        return not self.running() and not self.disk_full
+
+    def broken(self) -> str | None:
+        """The first traceback, when this session's failures are a bug rather than bad luck: three
+        alike, or nothing but failures from the start."""
         ended = [
-            t.state
-            for t in self.trials.all.values()
-            if t.state != states.RUNNING and t.number not in self._ended_before
+            t
+            for number, t in self.trials.all.items()
+            if t.state != states.RUNNING and number not in self._ended_before
         ]
-        wrong = (states.FAILED, states.OUT_OF_MEMORY)
-        enough = len(ended) >= BROKEN or len(self.trials.all) == self.plan.trials
-        return enough and bool(ended) and all(state in wrong for state in ended)
+        wrong = [t.reason for t in ended if t.state in (states.FAILED, states.TOO_BIG)]
+        if wrong and len(wrong) == len(ended) and len(ended) in (ALIKE, self.plan.trials):
+            return wrong[0]
+        return alike([t.reason for t in ended if t.state == states.FAILED])
 
     def anything_left(self) -> bool:
-        """Whether a free worker would get something to do."""
-        if self.clock.left() <= 0:
-            return False
-        more = self.plan.trials is None or len(self.trials.all) < self.plan.trials
-        return bool(self._waiting) or more
+        """Whether a free worker might get something to do."""
+        return self.clock.left() > 0 and (self._more_trials() or bool(self.trials.open()))
+
+    def _more_trials(self) -> bool:
+        return self.plan.trials is None or len(self.trials.all) < self.plan.trials
 
     # -- asking --------------------------------------------------------------------------------
 
     def next_config(self) -> dict[str, Any] | None:
-        """What the next free worker should do; None when nothing more is to be started."""
-        if self.interrupted or self.clock.left() <= 0 or self.broken():
+        """What the next free worker should do; None when there is nothing to start now."""
+        if self.interrupted or self.clock.left() <= 0 or self.broken() or not self._disk_has_room():
             return None
-        if self._waiting:
-            number = self._waiting.pop(0)
-            return self._attempt(self.trials.all[number])
-        number = len(self.trials.all)
-        if self.plan.trials is not None and number >= self.plan.trials:
+        for choose in (self._left_behind, self._passed, self._shared, self._new, self._filler):
+            lease = choose()
+            if lease is not None:
+                return self._lease(*lease)
+        return None
+
+    def _left_behind(self) -> tuple[Trial, list[int]] | None:
+        """A trial that may go on but is in nobody's hands: its worker or driver died, or its
+        workers had nothing left to do for it."""
+        for trial in self.trials.open():
+            if not trial.leases and self.rungs.waits_at(trial.number) is None:
+                return trial, self.outlook.free_folds(trial)
+        return None
+
+    def _passed(self) -> tuple[Trial, list[int]] | None:
+        """A trial that waited and now has a pass."""
+        verdict = self.rungs.next_pass()
+        return self._take_up(verdict) if verdict else None
+
+    def _take_up(self, verdict: Verdict) -> tuple[Trial, list[int]]:
+        self._decide(verdict)
+        trial = self.trials.all[verdict.trial]
+        return trial, self.outlook.free_folds(trial)
+
+    def _shared(self) -> tuple[Trial, list[int]] | None:
+        """A fold that a running trial needs before its next rung, while its worker is at another:
+        what leads becomes whole sooner."""
+        for trial in self._best_running():
+            if self.outlook.fold_seconds(trial) >= SHARED_FOLD:
+                folds = self.outlook.shareable(trial, self.outlook.wanted_folds(trial))
+                if folds:
+                    return trial, folds[:1]
+        return None
+
+    def _new(self) -> tuple[Trial, list[int]] | None:
+        """A new recipe, as long as one can still become whole beside the missing members."""
+        if not self._more_trials():
             return None
         backbones = self._affordable()
         if not backbones:
             return None
-        params, recipe, source = self._sampler.ask(number, backbones)
+        number = len(self.trials.all)
+        params, recipe, source = self._sampler.ask(number, backbones, self._late(number))
         self._journal.append("ask", number, params=params, recipe=recipe.to_dict(), source=source)
-        return self._attempt(self.trials.all[number])
+        return self.trials.all[number], list(self.fold_order)
 
-    def _attempt(self, trial: Trial) -> dict[str, Any]:
-        previous = trial.attempt
-        self._journal.append("attempt", trial.number, previous + 1)
-        return {
-            "trial": trial.number,
-            "attempt": previous + 1,
-            "recipe": trial.recipe,
-            "folds": [fold for fold in self.fold_order if fold not in trial.folds],
-            "first_fold": self.fold_order[0],
-            "rung_epochs": [r.epoch for r in self.plan.rungs if r.folds == 0 and r.epoch],
-        }
+    def _late(self, number: int) -> bool:
+        """Whether the last quarter of the search has begun."""
+        if self.plan.trials is not None:
+            return number >= LATE * self.plan.trials
+        return self.clock.left() < (1 - LATE) * 3600 * (self.plan.hours or 0.0)
 
     def _affordable(self) -> tuple[str, ...]:
-        """Backbones of which a whole trial fits into the time left, by the cost seen so far."""
-        left = self.clock.left()
-        if left == float("inf"):
-            return self.plan.backbones
-        epochs = self.plan.epochs * self.plan_folds
-        seen: dict[str, list[float]] = {}
-        for trial in self.trials.all.values():
-            seconds = trial.seconds_per_epoch()
-            if seconds is not None:
-                seen.setdefault(trial.backbone, []).append(seconds * epochs)
-        # An unseen backbone may be tried while there is time to prune it.
-        return (
-            tuple(b for b in self.plan.backbones if b not in seen or min(seen[b]) < left)
-            if seen
-            else self.plan.backbones
+        """Backbones of which a trial can be whole in the time left, by the cost seen so far."""
+        left = self.clock.left() - self.outlook.reserve()
+        size = self.plan.image_sizes[0]
+        return tuple(
+            b for b in self.plan.backbones if self.outlook.new_trial_seconds(b, size) <= left
         )
+
+    def _filler(self) -> tuple[Trial, list[int]] | None:
+        """For a worker that nobody needs any more: the best that wait become members, and the
+        folds of what runs are spread."""
+        finished = len(self.trials.members()) + len(self.trials.running())
+        if self.plan.trials is None or finished < self.plan.members:
+            for _, number in self.rungs.waiting():
+                if self.outlook.wall_left(self.trials.all[number]) <= self.clock.left():
+                    why = "fills a worker that has nothing new to start"
+                    return self._take_up(self.rungs.extra_pass(number, why))
+        for trial in self._best_running():
+            folds = self.outlook.shareable(trial, self.fold_order)
+            if folds and self.outlook.fold_seconds(trial) <= self.clock.left():
+                return trial, folds[:1]
+        return None
+
+    def _best_running(self) -> list[Trial]:
+        """Running trials with a fold done, the most advanced and best first."""
+        running = [t for t in self.trials.running() if self.outlook.scores_in_order(t)]
+        return sorted(running, key=lambda t: (-len(t.folds), -t.score(), t.number))
+
+    def _lease(self, trial: Trial, folds: list[int]) -> dict[str, Any]:
+        attempt = trial.attempt + 1
+        self._journal.append("attempt", trial.number, attempt, folds=folds)
+        return {
+            "trial": trial.number,
+            "attempt": attempt,
+            "recipe": trial.recipe,
+            "folds": folds,
+            "first_fold": self.fold_order[0],
+            "rung_epochs": [r.epoch for r in self.plan.rungs if r.epoch],
+            "micro_batch": self._micro_batches.limit(trial.backbone, trial.image_size),
+        }
+
+    def _disk_has_room(self) -> bool:
+        full = shutil.disk_usage(self.run.root).free < self._disk_floor
+        if full != self.disk_full:
+            self._tell(
+                f"the disk of {self.run.root} is full: nothing is started until "
+                f"{self._disk_floor // 2**20} MiB are free"
+                if full
+                else "the disk has room again: going on"
+            )
+        self.disk_full = full
+        if not full:
+            self._disk_floor = DISK_FLOOR
+        return not full
 
     # -- hearing -------------------------------------------------------------------------------
 
     def on_result(self, result: Mapping[str, Any]) -> bool:
-        """Take in a worker's report; whether its trial goes on.
+        """Take in a worker's report; whether its lease goes on.
 
-        A report has "trial", "attempt", "points" (epochs), and possibly "fold" or "end".
+        A report has "trial", "attempt", "points" (epochs), and possibly "fold", "end" or "lost".
         """
         trial = self.trials.all[result["trial"]]
-        if result["attempt"] != trial.attempt or trial.state != states.RUNNING:
+        number, attempt = trial.number, result["attempt"]
+        if attempt not in trial.leases:  # a late writer: its folds are in other hands
             return False
-        number, attempt = trial.number, trial.attempt
         if result["points"]:
             self._journal.append("epochs", number, attempt, points=result["points"])
         fold = result.get("fold")
         if fold is not None:
             self.run.adopt(number, attempt, fold["fold"])
             self._journal.append("fold", number, attempt, **fold)
+            self.run.drop_epochs(number, attempt, fold["fold"])
+        if "lost" in result:
+            self._journal.append("pause", number, attempt, reason=result["lost"])
+            self._tell(f"trial {number}: {result['lost']}")
+            self._disk_floor = shutil.disk_usage(self.run.root).free + DISK_FLOOR
+            return False
         end = result.get("end")
         if end is not None:
             self._end(trial, end["state"], end["reason"])
             return False
-        if not self._passes(trial):
-            self._end(trial, states.PRUNED, self._pruned_reason(number))
+        if not self._advance(trial):
+            self._release(trial, attempt)
             return False
-        if len(trial.folds) == self.plan_folds:
-            self._finish(trial)
+        if not trial.leases[attempt] or trial.leases[attempt][0] not in self._allowed(trial):
+            self._release(trial, attempt)  # others hold what is left before the next rung
             return False
         return self._may_go_on(trial)
 
-    def _passes(self, trial: Trial) -> bool:
-        """Judge the trial at every rung that it has reached; whether it passed them all."""
-        scores = list(trial.fold_scores().values())  # in the order in which folds are visited
+    def _allowed(self, trial: Trial) -> list[int]:
+        """Folds that may be trained now: those before the next rung, or any when nothing new is
+        to be started and workers would be idle."""
+        return self.outlook.wanted_folds(trial) if self._more_trials() else self.fold_order
+
+    def _release(self, trial: Trial, attempt: int) -> None:
+        if attempt in trial.leases:  # not when the trial has ended
+            self._journal.append("pause", trial.number, attempt)
+
+    def _advance(self, trial: Trial) -> bool:
+        """Judge the trial at every rung that it has reached; whether it may go on."""
+        number = trial.number
         for rung in self.plan.rungs:
-            name = str(rung)
-            if (trial.number, name) not in self._decided:
-                if rung.folds:
-                    value = fmean(scores[: rung.folds]) if len(scores) >= rung.folds else None
-                else:
-                    point = trial.curve.get((self.fold_order[0], rung.epoch))
-                    value = point["score"] if point else None
+            if self.rungs.passed(number, rung):
+                continue
+            if not self.rungs.arrived(number, rung):
+                value = self._value(trial, rung)
                 if value is None:
                     return True
-                verdict = self.rungs.judge(rung, trial.number, value)
-                self._journal.append("decision", trial.number, trial.attempt, **verdict.__dict__)
-            if not self._decided[trial.number, name]:
+                noise = epoch_noise(self._first_curve(trial, rung.epoch)) if rung.epoch else 0.0
+                self._journal.append("rung", number, rung=str(rung), value=value, noise=noise)
+            if not self.rungs.judged(number, rung):
+                reason = not_learning(self._first_points(trial))
+                if reason:
+                    self._end(trial, states.DIVERGED, reason)
+                    return False
+                self._decide(self.rungs.judge(number, rung))
+                while (worst := self.rungs.hopeless(rung)) is not None:
+                    self._decide(worst)
+            if not self.rungs.passed(number, rung):
                 return False
+        if len(trial.folds) == len(self.fold_order):
+            self._finish(trial)
+            return False
         return True
+
+    def _value(self, trial: Trial, rung: Rung) -> float | None:
+        """What a rung compares; None: the trial has not reached it."""
+        if rung.folds:
+            scores = self.outlook.scores_in_order(trial)
+            return fmean(scores[: rung.folds]) if len(scores) >= rung.folds else None
+        point = trial.curve.get((self.fold_order[0], rung.epoch))
+        return point["score"] if point else None
+
+    def _first_points(self, trial: Trial) -> list[dict[str, Any]]:
+        """The first fold's epochs, in order."""
+        return [trial.curve[key] for key in sorted(trial.curve) if key[0] == self.fold_order[0]]
+
+    def _first_curve(self, trial: Trial, epoch: int) -> list[float]:
+        return [p["score"] for p in self._first_points(trial) if p["epoch"] <= epoch]
+
+    def _decide(self, verdict: Verdict) -> None:
+        trial = self.trials.all[verdict.trial]
+        self._journal.append(
+            "decision", trial.number, trial.attempt, rung=str(verdict.rung),
+            verdict=verdict.verdict, cut=verdict.cut, peers=verdict.peers, reason=verdict.reason,
+        )  # fmt: skip
+        if verdict.verdict == CUT:
+            self._end(trial, states.PRUNED, verdict.reason)
 
     def _may_go_on(self, trial: Trial) -> bool:
         """Whether there is time for the rest of the trial; ends it as "stopped" if not."""
-        per_epoch = trial.seconds_per_epoch() or 0.0
-        done = len(trial.folds) * self.plan.epochs + sum(
-            1 for fold, _ in trial.curve if fold not in trial.folds
-        )
-        needed = per_epoch * (self.plan.epochs * self.plan_folds - done)
+        needed = self.outlook.wall_left(trial)
         if self.interrupted:
             # Cheap enough to finish after Ctrl-C: the last fold is under way.
-            if len(trial.folds) < self.plan_folds - 1:
+            if len(trial.folds) < len(self.fold_order) - 1:
                 self._end(trial, states.STOPPED, "interrupted")
                 return False
         elif needed > self.clock.left():
@@ -232,22 +360,27 @@ class Director:
             return False
         return True
 
-    def on_lost(self, number: int, error: str) -> None:
-        """A worker died with this trial in its hands: put it back, ahead of new ones."""
+    def on_lost(self, number: int, attempt: int, error: str) -> None:
+        """A worker died with this lease in its hands: the trial goes on ahead of new ones."""
         trial = self.trials.all.get(number)
-        if trial is None or trial.state != states.RUNNING or number in self._waiting:
+        if trial is None or attempt not in trial.leases:
             return
-        self._journal.append("lost", number, trial.attempt, error=error)
-        if trial.attempt >= LOST_LIMIT:
-            self._end(trial, states.FAILED, f"its worker died {trial.attempt} times: {error}")
-        else:
-            self._waiting.append(number)
+        self._journal.append("lost", number, attempt, error=error)
+        if trial.losses >= LOST_LIMIT:
+            self._end(
+                trial, states.FAILED,
+                f"its worker died {trial.losses} times in a row without an epoch: {error}",
+            )  # fmt: skip
 
     # -- ends ----------------------------------------------------------------------------------
 
-    def _pruned_reason(self, number: int) -> str:
-        events = [e for e in self._journal.events if e.kind == "decision" and e.trial == number]
-        return str(events[-1].data["reason"])
+    def close(self) -> None:
+        """The search is over: who still waits, waits in vain."""
+        for rung, number in self.rungs.waiting():
+            self._end(
+                self.trials.all[number], states.PRUNED,
+                f"waited at {rung.words} for a pass until the end of the search",
+            )  # fmt: skip
 
     def _finish(self, trial: Trial) -> None:
         checkpoints = self.run.checkpoints(trial.number)

@@ -1,19 +1,22 @@
 """The journal: an append-only log of decisions and results, the only truth about a run.
 
 One JSON object a line: format, sequence number, time, kind, trial, attempt, and the payload. A line
-is flushed and fsynced before the decision takes effect. A torn last line (the process died while
+is on disk (fsync) before the decision takes effect. A torn last line (the process died while
 writing) is dropped on reading; any other damage is an error.
+
+The sequence number orders the events. Their times are for people and for the seconds that a session
+took: within a session they advance by a clock that never jumps.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.run_folder import FORMAT
+from search.run_folder import FORMAT, check_format
 from spaces.errors import UserError
 
 
@@ -22,7 +25,7 @@ class Event:
     """One line. `trial` and `attempt` are -1 for what concerns the run as a whole."""
 
     seq: int
-    time: float  # seconds since the epoch
+    time: float  # seconds since 1970
     kind: str
     trial: int = -1
     attempt: int = -1
@@ -40,21 +43,41 @@ def read_events(path: Path) -> tuple[list[Event], int]:
     good = 0
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
         try:
-            record = json.loads(line)
-            if record.pop("format") != FORMAT:
-                raise UserError(f"{path} line {number} is of another format version")
-            events.append(Event(**record))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            record = json.loads(line.decode())  # bytes as they are would be searched for UTF-16
+            written_in = record.pop("format")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             # A crash of the machine may leave a last line of zeros: that is torn as well.
             if number == len(lines) - 1:
                 break
-            raise UserError(
-                f"{path} line {number} is damaged ({error}); restore the file from a copy"
-            ) from None
+            raise _damaged(path, number, error) from None
+        # Told apart from damage: what another version wrote may have any fields.
+        check_format(path, written_in)
+        try:
+            events.append(Event(**record))
+        except TypeError as error:
+            raise _damaged(path, number, error) from None
         if events[-1].seq != len(events) - 1:
             raise UserError(f"{path} line {number}: sequence {events[-1].seq} is out of order")
         good += len(line) + 1
     return events, good
+
+
+def _damaged(path: Path, number: int, error: Exception) -> UserError:
+    return UserError(f"{path} line {number} is damaged ({error}); restore the file from a copy")
+
+
+def seconds_used(events: Iterable[Event]) -> float:
+    """Seconds that the sessions took, each from its first event to its last.
+
+    Whatever lies between two sessions does not count, nor what the wall clock did there.
+    """
+    used, begin, last = 0.0, 0.0, 0.0
+    for event in events:
+        if event.kind == "session":
+            used += last - begin
+            begin = event.time
+        last = event.time
+    return used + last - begin
 
 
 class Journal:
@@ -64,8 +87,12 @@ class Journal:
         self._path = path
         self._listeners: list[Callable[[Event], None]] = []
         self.events, good = read_events(path)
-        self._file = open(path, "ab")  # noqa: SIM115 (open for the run's whole life)
+        # Unbuffered: a line that a full disk refused must not follow later behind our back.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the run's whole life)
         self._file.truncate(good)
+        self._length = good  # bytes of whole lines
+        # The wall clock may jump (NTP, summer time, a suspended machine): it is read once.
+        self._epoch = time.time() - time.monotonic()
 
     def listen(self, listener: Callable[[Event], None], replay: bool = True) -> None:
         """Call `listener` for every new event; with `replay` first for all past ones."""
@@ -74,20 +101,34 @@ class Journal:
         self._listeners.append(listener)
 
     def append(self, kind: str, trial: int = -1, attempt: int = -1, **data: Any) -> Event:
+        """Write an event to the disk, then tell the listeners.
+
+        Raises OSError when it cannot be written (a full disk): then nothing of it is left in the
+        file, nobody has heard of it, and it may be tried again.
+        """
         event = Event(
-            seq=len(self.events), time=time.time(), kind=kind, trial=trial, attempt=attempt,
-            data=data,
+            seq=len(self.events), time=self._epoch + time.monotonic(), kind=kind, trial=trial,
+            attempt=attempt, data=data,
         )  # fmt: skip
         line = json.dumps({"format": FORMAT, **event.__dict__}, separators=(",", ":"))
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._write(line.encode() + b"\n")
         # What is heard is what a replay would hear: plain JSON data, keys as strings.
         event = Event(**{k: v for k, v in json.loads(line).items() if k != "format"})
         self.events.append(event)
         for listener in self._listeners:
             listener(event)
         return event
+
+    def _write(self, line: bytes) -> None:
+        rest = line
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except BaseException:  # Ctrl-C as well: what is heard of no event must not be in the file
+            self._file.truncate(self._length)
+            raise
+        self._length += len(line)
 
     def close(self) -> None:
         self._file.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.run_folder import FORMAT, RunFolder, read_json, write_file
-from search.trials import DIVERGED, FAILED, FINISHED, OUT_OF_MEMORY, PRUNED, RUNNING, STOPPED
+from search.trials import DIVERGED, FAILED, FINISHED, PRUNED, RUNNING, STOPPED, TOO_BIG
 from spaces.errors import DONE, UserError, run_main
 
 if TYPE_CHECKING:  # pandas and rich are imported where they are used, so that --help is quick
@@ -44,7 +44,7 @@ COLUMNS = (
 )
 MODEL = 20  # characters that a long model name keeps for sure; other columns come before the rest
 SHOWN = 20  # rows of the terminal table, unless --top says otherwise
-WRONG = (DIVERGED, FAILED, OUT_OF_MEMORY)  # states whose reason is told below the table
+WRONG = (DIVERGED, FAILED, TOO_BIG)  # states whose reason is told below the table
 STYLES = {PRUNED: "dim", STOPPED: "dim", RUNNING: "yellow"} | dict.fromkeys(WRONG, "red")
 
 

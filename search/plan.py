@@ -4,10 +4,11 @@ Every choice carries its reason; `search.run` prints them and stores them in run
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from search.journal import Event
 from search.policy.rungs import Rung, make_rungs
 from spaces.backbones import FIXED_SIZE, architecture, relative_cost
 from spaces.errors import UserError
@@ -15,6 +16,9 @@ from spaces.errors import UserError
 DEFAULT_TRIALS = 16
 EPOCHS_CPU, EPOCHS_GPU = 12, 30
 FULL_TRIALS = 8  # the budget should hold this many unpruned trials of the reference backbone
+# Measured on real learning curves: benchmarks/search_policies.py, docs/decisions.md.
+KEEP_INSIDE, KEEP_BETWEEN = 1 / 3, 1 / 2  # share that goes on at rungs in the first fold, between
+MIN_MEMBERS, MEMBERS = 3, 8
 SHARE = 1 / 4  # a recipe that eats more than this share of all worker time is not worth a try
 
 # Training images per second of the reference backbones: test_efficientnet at 64 px on one CPU core
@@ -85,6 +89,8 @@ class Plan:
     gpus_per_trial: float
     store_size: int  # pixels, side of the stored images
     rungs: tuple[Rung, ...]
+    keep: tuple[float, ...]  # at each rung, the share of its arrivals that goes on
+    members: int  # trials that should be finished, for the ensemble to choose from
     reasons: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +99,7 @@ class Plan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Plan":
         fields = dict(data)
-        for name in ("image_sizes", "backbones", "reasons"):
+        for name in ("image_sizes", "backbones", "keep", "reasons"):
             fields[name] = tuple(fields[name])
         fields["rungs"] = tuple(Rung(**rung) for rung in fields["rungs"])
         return cls(**fields)
@@ -207,15 +213,37 @@ def make_plan(wish: Wish, facts: Facts, images: ImagePlan, resources: Resources)
     reasons.append(f"backbones: {', '.join(backbones)}")
 
     rungs = make_rungs(facts.folds, epochs)
+    keep = tuple(KEEP_INSIDE if rung.epoch else KEEP_BETWEEN for rung in rungs)
     reasons.append(
-        "rungs (folds+epochs): " + ", ".join(map(str, rungs)) + "; at each the best half goes on, "
-        "and always the best 3"
+        "rungs (folds+epochs) and the share that goes on: "
+        + ", ".join(f"{rung} {share:.2f}" for rung, share in zip(rungs, keep, strict=True))
     )
+    if trials is not None:
+        members = min(MEMBERS, max(MIN_MEMBERS, trials // 3), trials)
+    else:
+        # At most a third of the time goes into trials for the sake of their number.
+        assert worker_seconds is not None
+        whole = worker_seconds / (epochs * facts.folds * min(costs[b] for b in backbones))
+        members = min(MEMBERS, max(MIN_MEMBERS, int(whole / 3)))
+    reasons.append(f"members: at least {members} trials are finished, for the ensemble")
     return Plan(
         trials=trials, hours=hours, epochs=epochs, image_sizes=sizes, backbones=backbones,
         workers=workers, cpus_per_trial=cpus, gpus_per_trial=gpus, store_size=images.store_size,
-        rungs=rungs, reasons=tuple(reasons),
+        rungs=rungs, keep=keep, members=members, reasons=tuple(reasons),
     )  # fmt: skip
+
+
+def extended(plan: Plan, events: Iterable[Event]) -> Plan:
+    """`plan` with what the journal's "extend" events added: that many trials more than the plan
+    had, or than were asked by then where hours limited the run; hours limit it no longer."""
+    asked = 0
+    for event in events:
+        if event.kind == "ask":
+            asked += 1
+        elif event.kind == "extend":
+            before = asked if plan.trials is None or plan.hours is not None else plan.trials
+            plan = replace(plan, trials=before + event.data["trials"], hours=None)
+    return plan
 
 
 def _workers(wish: Wish, resources: Resources, reasons: list[str]) -> tuple[int, int, float]:

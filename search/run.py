@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from search.setup import Setup
 
 STARTED = time.monotonic()  # --hours counts from here
+WITH_RESUME = ("--extend", "--force")  # all else is the run's own
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,31 +40,55 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="S", help="every random choice hangs on it")
     add("--skip-bad", action="store_true", help="leave out rows whose image cannot be read")
     add("--resume", metavar="RUN", help="go on with a run that was interrupted")
+    add("--extend", type=int, metavar="N", help="with --resume: try N more recipes")
+    add("--force", action="store_true", help="with --resume: though the task file has changed")
     add("--dry-run", action="store_true", help="check the data, print the plan, start nothing")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    if (args.task is None) == (args.resume is None):
-        raise UserError("give either a TASK or --resume RUN; `--help` shows both")
+    check_resume(args, given(argv))
 
     from search.prepare import prepare
     from search.setup import reopen
     from search.terminal import say
 
-    setup = reopen(args.resume) if args.resume else prepare(args, say)
+    setup = reopen(args.resume, args.force) if args.resume else prepare(args, say)
     if setup is None:
         return DONE
-    return search(setup)
+    return search(setup, args.extend)
 
 
-def search(setup: "Setup") -> int:
-    """Run trials until the plan is fulfilled, then tell what came of it."""
+def given(argv: Sequence[str] | None) -> list[str]:
+    """The options that the command line names, also those whose value is the default."""
+    names, unset = vars(parser().parse_args(argv)), object()
+    del names["task"]
+    found = parser().parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(found, name) is not unset]
+
+
+def check_resume(args: argparse.Namespace, given: Sequence[str]) -> None:
+    """Raises UserError where --resume does not agree with the rest of the command line."""
+    if (args.task is None) == (args.resume is None):
+        raise UserError("give either a TASK or --resume RUN; `--help` shows both")
+    faults = []
+    if args.resume is None:
+        faults += [f"{name} goes with --resume RUN" for name in given if name in WITH_RESUME]
+    elif others := [name for name in given if name not in ("--resume", *WITH_RESUME)]:
+        faults.append(f"--resume takes the run's own settings; leave out {', '.join(others)}")
+    if args.extend is not None and args.extend <= 0:
+        faults.append(f"--extend is {args.extend}; it must be greater than 0")
+    if faults:
+        raise UserError(faults)
+
+
+def search(setup: "Setup", extend: int | None = None) -> int:
+    """Run trials until the plan, `extend` trials longer, is fulfilled; tell what came of it."""
     from search.compose import Session
     from search.summary import tell
 
-    with Session(setup, STARTED) as session:
+    with Session(setup, STARTED, extend) as session:
         interrupted = session.run_trials()
         built = session.publish()
     tell(setup, session.frame(), built)

@@ -5,6 +5,7 @@ Everything is written under a temporary name and renamed, so a reader sees a who
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +23,10 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     # The suffix stays last: some writers (numpy, pandas) choose the format by it.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        os.chmod(temporary, mode)  # safetensors makes files that only their owner can read
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -51,10 +55,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist; give a folder that search.run wrote") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable as JSON ({error}); restore it") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        got = data.get("format") if isinstance(data, dict) else None
-        raise UserError(f"{path} has format {got!r}; this version reads format {FORMAT}")
+    check_format(path, data.get("format") if isinstance(data, dict) else None)
     return data
+
+
+def check_format(where: Path | str, got: object) -> None:
+    """Raises UserError unless `got`, the format version that was read at `where`, is ours."""
+    if isinstance(got, int) and got > FORMAT:
+        raise UserError(
+            f"{where} was written by a newer version (format {got}; this version reads {FORMAT}); "
+            "update rungfold"
+        )
+    if got != FORMAT:
+        raise UserError(f"{where} has format {got!r}; this version reads format {FORMAT}")
 
 
 class RunFolder:
@@ -68,6 +81,7 @@ class RunFolder:
         self.targets = root / "targets.npy"  # (outputs, rows) float32, rows as in folds.parquet
         self.form = root / "submission.json"  # test ids, and the rows and columns of the submission
         self.journal = root / "journal.jsonl"
+        self.warm_start = root / "warm_start.json"  # what was learned from earlier runs
         self.trials = root / "trials.parquet"
         self.leaderboard = root / "leaderboard.csv"
         self.ensemble = root / "ensemble"
@@ -102,6 +116,15 @@ class RunFolder:
         late writer of an older attempt cannot touch its successor's."""
         return self.root / "work" / f"{trial:04d}-{attempt}"
 
+    def epoch(self, trial: int, attempt: int, fold: int) -> Path:
+        """The checkpoint of a fold that is being trained."""
+        return self.work(trial, attempt) / f"epoch-{fold}.safetensors"
+
+    def drop_epochs(self, trial: int, attempt: int, fold: int) -> None:
+        """Delete a finished fold's epoch checkpoints of this attempt and all before."""
+        for earlier in range(1, attempt + 1):
+            self.epoch(trial, earlier, fold).unlink(missing_ok=True)
+
     def adopt(self, trial: int, attempt: int, fold: int) -> None:
         """Move a finished fold's files from an attempt's work folder to their final places."""
         work = self.work(trial, attempt)
@@ -116,5 +139,32 @@ class RunFolder:
                 os.replace(source, folder / source.name)
 
     def members(self) -> list[int]:
-        """Numbers of the trials with a complete OOF, ascending."""
+        """Numbers of the trials with a complete OOF and their fold models, ascending."""
+        return [trial for trial in self._complete() if self._has_models(trial)]
+
+    def without_models(self) -> list[int]:
+        """Numbers of the trials with a complete OOF whose fold models were deleted, ascending."""
+        return [trial for trial in self._complete() if not self._has_models(trial)]
+
+    def model_bytes(self) -> dict[int, int]:
+        """Bytes of every trial's fold models and of what its workers have checkpointed."""
+        sizes: dict[int, int] = {}
+        for folder in (*self.root.glob("checkpoints/*"), *self.root.glob("work/*")):
+            trial = int(folder.name.partition("-")[0])  # work folders: TRIAL-ATTEMPT
+            for path in folder.glob("*.safetensors"):
+                with suppress(FileNotFoundError):  # adopted or ended meanwhile
+                    sizes[trial] = sizes.get(trial, 0) + path.stat().st_size
+        return sizes
+
+    def drop_models(self, trial: int) -> None:
+        """Delete a finished trial's fold models; its OOF stays. recipe.json goes first: what is
+        left of a deletion that was cut short is never taken for a member."""
+        (self.checkpoints(trial) / "recipe.json").unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints(trial), ignore_errors=True)
+
+    def _complete(self) -> list[int]:
         return sorted(int(meta.parent.name) for meta in self.root.glob("oof/*/meta.json"))
+
+    def _has_models(self, trial: int) -> bool:
+        # Written before the OOF is complete, so that nothing can be complete without it.
+        return (self.checkpoints(trial) / "recipe.json").is_file()

@@ -33,7 +33,7 @@ class DirectorScheduler(FIFOScheduler):
         # Exceptions of training come back as named end states; what arrives here is a dead worker.
         error = trial.get_error()
         message = (str(error) or type(error).__name__).strip().splitlines()[-1] if error else "lost"
-        self._director.on_lost(self._searcher.numbers[trial.trial_id], message)
+        self._director.on_lost(*self._searcher.leases[trial.trial_id], message)
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its scheduler; the truth lies in the journal, so there is nothing to keep."""

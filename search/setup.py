@@ -1,6 +1,7 @@
 """Setup: everything that a run needs to start or go on, and run.json, which keeps it."""
 
 import argparse
+import hashlib
 import platform
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from typing import Any
 
 from search.plan import Plan, Resources
 from search.run_folder import RunFolder, read_json, write_json
-from spaces.registry import load_task
+from spaces.errors import UserError
+from spaces.registry import load_task, task_file
 from spaces.task import Means, Task
 
 
@@ -42,6 +44,11 @@ class Setup:
         return load_task(self.task_name)
 
     @property
+    def task_digest(self) -> str:
+        """Of the task's source file as it is now."""
+        return hashlib.sha256(task_file(self.task_name).read_bytes()).hexdigest()
+
+    @property
     def weights_dir(self) -> Path | None:
         folder = self.weights["folder"]
         return Path(folder) if folder else None
@@ -51,6 +58,7 @@ def save(setup: Setup, args: argparse.Namespace) -> None:
     """Write run.json, the manifest of a run that can start: written after all other files."""
     write_json(setup.run.run, {
         "task": setup.task_name,
+        "task_digest": setup.task_digest,
         "asked": {k: v for k, v in vars(args).items() if v is not None},
         "command": [sys.executable, "-m", "search.run", *sys.argv[1:]],
         "data": str(setup.data.resolve()),
@@ -74,10 +82,11 @@ def save(setup: Setup, args: argparse.Namespace) -> None:
     })  # fmt: skip
 
 
-def reopen(path: Path | str) -> Setup:
-    """The setup of the run at `path`.
+def reopen(path: Path | str, force: bool = False) -> Setup:
+    """The setup of the run at `path`, which may have been moved since.
 
-    Raises UserError when it is none, or when its images are gone or have changed.
+    Raises UserError when it is none, and when what it needs outside its folder (task file, data,
+    images, weights) is gone or has changed; `force` accepts another task file.
     """
     run = RunFolder.open(path)
     saved = read_json(run.run)
@@ -102,8 +111,37 @@ def reopen(path: Path | str) -> Setup:
         seed=saved["seed"],
         address=saved["address"],
     )
+    _need_folders(setup)
+    if not force:
+        # Runs made before there was a digest are taken as they are.
+        _need_same_task(setup, saved.get("task_digest", setup.task_digest))
     _need_images(setup)
     return setup
+
+
+def _need_folders(setup: Setup) -> None:
+    """Raises UserError with all that the run needs outside its own folder and that is gone."""
+    faults = []
+    if setup.task_name.endswith(".py") and not Path(setup.task_name).is_file():
+        faults.append(f"the run's task file {setup.task_name} is gone; put it back there")
+    if not setup.data.is_dir():
+        faults.append(
+            f"the run's data folder {setup.data} is gone; put it back there, its files with their "
+            "times (mv, cp -a, rsync -a), or start a new run"
+        )
+    if setup.weights_dir and not setup.weights_dir.is_dir():
+        faults.append(f"the folder of weights {setup.weights_dir} is gone; put it back there")
+    if faults:
+        raise UserError(faults)
+
+
+def _need_same_task(setup: Setup, began_with: str) -> None:
+    if setup.task_digest != began_with:
+        raise UserError(
+            f"{task_file(setup.task_name)} has changed since {setup.run.root} was started: trials "
+            "before and after could not be compared; restore the file, start a new run, or give "
+            "--force to go on all the same"
+        )
 
 
 def _need_images(setup: Setup) -> None:
@@ -112,7 +150,6 @@ def _need_images(setup: Setup) -> None:
     from search.data.cache import open_store
     from search.data.folds import not_targets, read_folds
     from search.data.table import read_table
-    from spaces.errors import UserError
 
     table = read_table(setup.task.layout, setup.data, not_targets(setup.groups_asked))
     path_of = dict(zip(table.ids, table.paths, strict=True))

@@ -7,11 +7,13 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from search.cluster import connect
 from search.director import Director
 from search.plan import Plan, Resources
+from search.policy.failures import disk_full
 from search.terminal import say
 from search.trial import Context
 from spaces.errors import RunFailed
@@ -26,7 +28,8 @@ def run_study(
 ) -> None:
     """Run trials until the director has no more to start.
 
-    Raises RunFailed when trials fail one after another, and KeyboardInterrupt on the second Ctrl-C.
+    Raises RunFailed when the disk is full or trials fail alike, and KeyboardInterrupt on the second
+    Ctrl-C.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.workers)
     with (
@@ -65,19 +68,27 @@ def run_study(
         try:
             tuner.fit()
         except Exception as error:  # a full disk, a lost head, a bug: what is journaled is safe
-            raise RunFailed(
-                f"the search broke off; mend this and --resume {director.run.root}:\n"
-                f"{traceback.format_exc()}"
-            ) from error
+            raise broken_off(error, director.run.root) from error
     check_failures(director)
 
 
+def broken_off(error: Exception, root: Path) -> RunFailed:
+    """What to tell when the search itself broke off, not a trial of it."""
+    if full := disk_full(error):
+        return RunFailed(f"the disk of {root} is full ({full}); free space and --resume {root}")
+    trace = str(error)  # Ray's own error holds the traceback of the first one as text
+    if not trace.startswith("Traceback"):
+        trace = "".join(traceback.format_exception(error))
+    return RunFailed(f"the search broke off; mend this and --resume {root}:\n{trace.rstrip()}")
+
+
 def check_failures(director: Director) -> None:
-    """Raises RunFailed when nothing but failures came of the trials so far."""
-    if director.broken():
-        first = next(iter(director.trials.all.values()))
+    """Raises RunFailed, with the first one's traceback, when trials fail for a reason that others
+    would meet as well."""
+    if first := director.broken():
         raise RunFailed(
-            f"every trial fails; mend this and --resume {director.run.root}:\n{first.reason}"
+            "trials fail, and others would too, so no more are started; mend this and --resume "
+            f"{director.run.root}:\n{first.rstrip()}"
         )
 
 

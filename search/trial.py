@@ -5,19 +5,26 @@ A worker imports torch and opens the image store once; later trials reuse it (`r
 """
 
 import json
+import logging
 import time
 import traceback
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from search import trials as states
+from search.policy.failures import disk_full
 from spaces.errors import UserError
 from spaces.recipe import Recipe
 from spaces.seeds import derive
 
+if TYPE_CHECKING:
+    from search.train.fold import FoldTraining
+
+log = logging.getLogger(__name__)
 NEWS_SECONDS = 5.0  # at the first epoch's end after this long a step reports, decision or not
 CHECKPOINT_SECONDS = 20.0  # between epoch checkpoints
 STORE_SHARE = 0.4  # of a worker's free GPU memory that the image store may take
@@ -68,63 +75,43 @@ class Worker:
         self.images_NHWC, self.test_images_NHWC = images_NHWC[:rows], images_NHWC[rows:]
 
     def reports(self, config: dict[str, Any]) -> Generator[dict[str, Any]]:
-        """Run a trial's remaining folds; yields a report whenever there is something to decide.
+        """Run the folds that a trial's lease names; yields a report whenever there is something to
+        decide.
 
-        The last report has an "end" when the trial cannot go on; errors become named end states.
+        The last report has an "end" when the trial cannot go on, or "lost" when nothing is wrong
+        with it but it cannot go on here; errors become named end states.
         """
-        from search.model.memory import OutOfMemory
-        from search.train.fold import Diverged
-
-        head = {"trial": config["trial"], "attempt": config["attempt"]}
+        head = {"trial": config["trial"], "attempt": config["attempt"], "points": []}
+        fits = config.get("micro_batch")
         try:
             for fold in config["folds"]:
-                for report in self._fold(config, fold):
+                for report in self._fold(config, fold, fits):
                     yield {**head, **report}
-        except Diverged as error:
-            yield {**head, "points": [], "end": {"state": "diverged", "reason": str(error)}}
-        except OutOfMemory as error:
-            yield {**head, "points": [], "end": {"state": "out of memory", "reason": str(error)}}
-        except UserError as error:  # a recipe that cannot be built, say
-            yield {**head, "points": [], "end": {"state": "failed", "reason": str(error)}}
-        except Exception:
-            reason = traceback.format_exc()
-            yield {**head, "points": [], "end": {"state": "failed", "reason": reason}}
+                    halved = [p for p in report["points"] if p["micro_batch"] < p["batch"]]
+                    fits = halved[-1]["micro_batch"] if halved else fits
+            return
+        except Exception as error:
+            last = _last_words(error)
+        # Outside the except clause: the traceback holds the failed attempt's tensors.
+        yield {**head, **last}
 
-    def _fold(self, config: dict[str, Any], fold: int) -> Generator[dict[str, Any]]:
+    def _fold(
+        self, config: dict[str, Any], fold: int, fits: int | None
+    ) -> Generator[dict[str, Any]]:
         import numpy as np
 
         from search.oof import write_fold
-        from search.train.fold import FoldJob, FoldTraining, save_fold
+        from search.train.fold import save_fold
 
-        number, attempt = config["trial"], config["attempt"]
-        recipe = Recipe.from_dict(config["recipe"], self.part)
-        valid_V = np.flatnonzero(self.fold_N == fold)
-        work = self.run.work(number, attempt)
-        training = FoldTraining(
-            FoldJob(
-                recipe=recipe,
-                images_NHWC=self.images_NHWC,
-                targets_TN=self.targets_TN,
-                train_rows=np.flatnonzero(self.fold_N != fold),
-                valid_rows=valid_V,
-                test_images_NHWC=self.test_images_NHWC if len(self.test_images_NHWC) else None,
-                seed=derive(self.context.seed, number, fold, recipe.seed),
-                device=self.device,
-                weights_dir=Path(self.context.weights_dir) if self.context.weights_dir else None,
-            )
-        )
-        checkpoint = work / f"epoch-{fold}.safetensors"
-        past: list[dict[str, Any]] = []  # this fold's points, reported or not
-        for earlier in range(attempt - 1, 0, -1):
-            left = self.run.work(number, earlier) / checkpoint.name
-            if left.exists():
-                past = json.loads(training.restore(left))
-                break
+        work = self.run.work(config["trial"], config["attempt"])
+        checkpoint = self.run.epoch(config["trial"], config["attempt"], fold)
+        training = self._training(config, fold, fits)
+        past = self._restore(training, config, fold)  # points, reported or not
         # A point that a dead driver may not have journaled is reported again.
         news = list(past)
         rungs = set(config["rung_epochs"]) if fold == config["first_fold"] else set()
         reported = saved = time.monotonic()
-        true_TV = np.asarray(self.targets_TN[:, valid_V])
+        true_TV = np.asarray(self.targets_TN[:, training.job.valid_rows])
         while not training.done:
             result = training.epoch()
             assert result.pred_TV is not None
@@ -137,6 +124,7 @@ class Worker:
                 "parts": score.parts,
                 "seconds": result.seconds,
                 "images_per_second": result.images_per_second,
+                "batch": result.batch,
                 "micro_batch": result.micro_batch,
                 "peak_memory": result.peak_memory_bytes,
             }
@@ -145,15 +133,17 @@ class Worker:
             now = time.monotonic()
             if training.done:
                 break
-            if now - saved > CHECKPOINT_SECONDS:
+            # At a rung first of all: there the trial may be paused, and taken up by another worker.
+            at_rung = result.epoch in rungs
+            if at_rung or now - saved > CHECKPOINT_SECONDS:
                 training.save(checkpoint, json.dumps(past))
-                saved = now
-            if result.epoch in rungs or now - reported > NEWS_SECONDS:
+                saved = time.monotonic()
+            if at_rung or now - reported > NEWS_SECONDS:
                 yield {"points": news}
                 news, reported = [], time.monotonic()
         trained = time.monotonic()
         finished = training.finish()
-        save_fold(work / f"fold-{fold}.safetensors", finished, recipe)
+        save_fold(work / f"fold-{fold}.safetensors", finished, training.job.recipe)
         write_fold(work, fold, finished.pred_TV, finished.test_pred_TS)
         score = self.metric.score(finished.pred_TV, true_TV)
         yield {
@@ -167,6 +157,59 @@ class Worker:
                 "seconds": time.monotonic() - trained,  # of what came after the last epoch
             },
         }
+
+    def _training(self, config: dict[str, Any], fold: int, fits: int | None) -> "FoldTraining":
+        import numpy as np
+
+        from search.train.fold import FoldJob, FoldTraining
+
+        recipe = Recipe.from_dict(config["recipe"], self.part)
+        return FoldTraining(
+            FoldJob(
+                recipe=recipe,
+                images_NHWC=self.images_NHWC,
+                targets_TN=self.targets_TN,
+                train_rows=np.flatnonzero(self.fold_N != fold),
+                valid_rows=np.flatnonzero(self.fold_N == fold),
+                test_images_NHWC=self.test_images_NHWC if len(self.test_images_NHWC) else None,
+                seed=derive(self.context.seed, config["trial"], fold, recipe.seed),
+                device=self.device,
+                weights_dir=Path(self.context.weights_dir) if self.context.weights_dir else None,
+                micro_batch=fits,
+            )
+        )
+
+    def _restore(
+        self, training: "FoldTraining", config: dict[str, Any], fold: int
+    ) -> list[dict[str, Any]]:
+        """Go on from the newest whole checkpoint that an earlier attempt left of this fold, if any;
+        the points of the epochs in it."""
+        for earlier in range(config["attempt"] - 1, 0, -1):
+            left = self.run.epoch(config["trial"], earlier, fold)
+            if left.exists():
+                try:
+                    return list(json.loads(training.restore(left)))
+                except UserError as error:
+                    log.warning("not restored: %s", error)
+        return []
+
+
+def _last_words(error: Exception) -> dict[str, Any]:
+    """What a worker reports of an error that broke off its lease."""
+    from search.model.memory import out_of_memory
+    from search.train.fold import Diverged
+
+    if full := disk_full(error):
+        return {"lost": f"disk full: {full}"}
+    if isinstance(error, Diverged):
+        state, reason = states.DIVERGED, str(error)
+    elif out_of_memory(error):
+        state, reason = states.TOO_BIG, str(error)
+    elif isinstance(error, UserError):  # a recipe that cannot be built, say
+        state, reason = states.FAILED, str(error)
+    else:
+        state, reason = states.FAILED, "".join(traceback.format_exception(error))
+    return {"end": {"state": state, "reason": reason}}
 
 
 class TrialTrainable(tune.Trainable):

@@ -7,12 +7,12 @@ from typing import Any
 from search.journal import Event
 
 # Named end states. "finished" has a complete OOF and is a member.
-FINISHED, PRUNED, DIVERGED, FAILED, OUT_OF_MEMORY, STOPPED = (
+FINISHED, PRUNED, DIVERGED, FAILED, TOO_BIG, STOPPED = (
     "finished",
     "pruned",
     "diverged",
     "failed",
-    "out of memory",
+    "too big",
     "stopped",
 )
 RUNNING = "running"
@@ -25,10 +25,12 @@ class Trial:
     number: int
     params: dict[str, Any]  # what the searcher sampled
     recipe: dict[str, Any]
-    source: str  # "first" (known-good), "random", "neighbour" or "sampler"
+    source: str  # where the recipe came from: see search/searcher.py
     state: str = RUNNING
     reason: str = ""
-    attempt: int = 0
+    attempt: int = 0  # the newest lease's number
+    leases: dict[int, list[int]] = field(default_factory=dict)  # attempt -> folds in its hands
+    losses: int = 0  # workers lost one after another without an epoch or fold in between
     folds: dict[int, dict[str, Any]] = field(default_factory=dict)  # fold -> its "fold" event data
     curve: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)  # (fold, epoch)
     seconds: float = 0.0
@@ -60,11 +62,9 @@ class Trial:
         known = [float(value) for value in times if value is not None]
         return sum(known) if known and len(known) == len(times) else None
 
-    def seconds_per_epoch(self) -> float | None:
-        """Mean wall seconds of an epoch with all that belongs to it; None before the first."""
-        times = [point["seconds"] for point in self.curve.values()]
-        rest = [data["seconds"] for data in self.folds.values()]
-        return sum(times + rest) / len(times) if times else None
+    def epochs_done(self, fold: int) -> int:
+        """The newest epoch of a fold that was reported."""
+        return max((epoch for f, epoch in self.curve if f == fold), default=0)
 
 
 class Trials:
@@ -72,38 +72,69 @@ class Trials:
 
     def __init__(self) -> None:
         self.all: dict[int, Trial] = {}
+        self._open: dict[int, Trial] = {}
 
     def apply(self, event: Event) -> None:
         data = event.data
+        if event.kind == "session":  # workers of an earlier driver died with it
+            for trial in self._open.values():
+                trial.leases.clear()
+            return
         if event.kind == "ask":
-            self.all[event.trial] = Trial(
+            self.all[event.trial] = self._open[event.trial] = Trial(
                 number=event.trial,
                 params=data["params"],
                 recipe=data["recipe"],
                 source=data["source"],
             )
             return
-        trial = self.all.get(event.trial)
-        if trial is None:
-            return
+        found = self.all.get(event.trial)
+        if found is not None:
+            self._change(found, event)
+
+    def _change(self, trial: Trial, event: Event) -> None:
+        data = event.data
         if event.kind == "attempt":
             trial.attempt = event.attempt
+            for folds in trial.leases.values():
+                # What one worker takes over, another gives up, and what it would have done next.
+                taken = [i for i, fold in enumerate(folds) if fold in data["folds"]]
+                del folds[min(taken, default=len(folds)) :]
+            trial.leases[event.attempt] = list(data["folds"])
+        elif event.kind in ("pause", "lost"):
+            trial.leases.pop(event.attempt, None)
+            trial.losses += event.kind == "lost"
         elif event.kind == "epochs":
             for point in data["points"]:
-                trial.curve[point["fold"], point["epoch"]] = point
-                trial.seconds += point["seconds"]
+                key = point["fold"], point["epoch"]
+                if key not in trial.curve:  # a resumed worker tells again what it is not sure of
+                    trial.seconds += point["seconds"]
+                    trial.losses = 0
+                trial.curve[key] = point
                 trial.peak_memory = max(trial.peak_memory, point["peak_memory"])
                 trial.micro_batch = point["micro_batch"]
         elif event.kind == "fold":
+            trial.losses = 0
             trial.folds[data["fold"]] = data
             trial.params_count = data["params"]
             trial.seconds += data["seconds"]
+            for folds in trial.leases.values():
+                folds[:] = [fold for fold in folds if fold != data["fold"]]
         elif event.kind == "end":
             trial.state, trial.reason, trial.end = data["state"], data["reason"], data
+            trial.leases.clear()
+            self._open.pop(trial.number, None)
 
-    def live(self) -> list[Trial]:
+    def open(self) -> list[Trial]:
         """Trials without an end state, by number."""
-        return [trial for trial in self.all.values() if trial.state == RUNNING]
+        return list(self._open.values())
+
+    def running(self) -> list[Trial]:
+        """Trials that are in a worker's hands."""
+        return [trial for trial in self._open.values() if trial.leases]
+
+    def ended(self) -> int:
+        return len(self.all) - len(self._open)
 
     def members(self) -> list[Trial]:
         return [trial for trial in self.all.values() if trial.state == FINISHED]

@@ -16,18 +16,31 @@ def known_tasks() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
 
 
-def load_task(name: str) -> Task:
-    """The task called `name`, or the `TASK` defined in the Python file at path `name`.
+def task_file(name: str) -> Path:
+    """The source file of the task called `name`, or the user's own at path `name`.
 
-    Raises UserError for an unknown name and for a file without a Task named TASK.
+    Raises UserError for an unknown name and for a file that does not exist.
     """
     if name in known_tasks():
-        return importlib.import_module(f"spaces.tasks.{name}").TASK
+        spec = importlib.util.find_spec(f"spaces.tasks.{name}")
+        assert spec and spec.origin
+        return Path(spec.origin)
     if not name.endswith(".py"):
         raise UserError(f"task {name!r} is unknown; {near(name, known_tasks())}")
     path = Path(name).expanduser().resolve()
     if not path.is_file():
         raise UserError(f"task file {path} does not exist; give a path to a Python file")
+    return path
+
+
+def load_task(name: str) -> Task:
+    """The task called `name`, or the `TASK` defined in the Python file at path `name`.
+
+    Raises UserError for an unknown name and for a file without a Task named TASK.
+    """
+    path = task_file(name)
+    if name in known_tasks():
+        return importlib.import_module(f"spaces.tasks.{name}").TASK
     # A name of its own per path keeps two users' my_task.py apart in one process.
     module_name = f"user_task_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)

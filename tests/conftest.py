@@ -50,6 +50,24 @@ def built(trained: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) ->
     return build_run(trained, tmp_path_factory.mktemp("built") / "run")
 
 
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder that small networks learn from. Not to be changed by a test."""
+    from tests.runs import learnable_folder
+
+    return learnable_folder(tmp_path_factory.mktemp("tiles") / "open")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiles: Path) -> tuple[Path, str]:
+    """A finished run with one worker, and what it printed. Not to be changed by a test."""
+    from tests.runs import SMALL, call
+
+    folder = tmp_path_factory.mktemp("whole")
+    output = call("gene_expr", "--data", tiles, "--out", "run", "--trials", 6, *SMALL, cwd=folder)
+    return folder / "run", output
+
+
 @pytest.fixture
 def bundle(built: SimpleNamespace, tmp_path: Path) -> Path:
     """A bundle of one's own to spoil."""

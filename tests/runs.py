@@ -1,5 +1,7 @@
 """Starting real runs from tests: a small learnable data folder, and search.run as a process."""
 
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -9,10 +11,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from search.journal import Event, read_events
 from tests.datafolder import write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 GENES = 6
+SMALL = ("--epochs", 3, "--folds", 2, "--groups", "none", "--image-size", 32, "--backbone",
+         "test_resnet", "test_efficientnet")  # fmt: skip
+KINDS = ("ask", "decision", "fold", "end")  # what decides; attempts may differ
+TIMES = ("seconds", "predict_ms")
 
 
 def learnable_folder(root: Path, rows: int = 60, tests: int = 8, size: int = 32) -> Path:
@@ -69,3 +76,22 @@ def call(*args: object, timeout: float = 280, **options: Any) -> str:
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, output
     return output
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def events_of(run: Path) -> list[Event]:
+    """All events so far, of a run that may be under way."""
+    return read_events(run / "journal.jsonl")[0]
+
+
+def decisions(run: Path) -> list[str]:
+    """What was decided and with what result, in order, but for what times it took."""
+    kept = [e for e in events_of(run) if e.kind in KINDS]
+    data = [{k: v for k, v in e.data.items() if k not in TIMES} for e in kept]
+    return [
+        json.dumps([e.kind, e.trial, d], sort_keys=True) for e, d in zip(kept, data, strict=True)
+    ]

@@ -20,7 +20,7 @@ FLAGS = {
     "search.run": (
         "TASK --data --out --trials --hours --epochs --folds --groups --image-size --backbone "
         "--gpus-per-trial --cpus-per-trial --address --weights --cache --seed --resume --dry-run "
-        "--skip-bad"
+        "--skip-bad --extend --force"
     ),
     "search.check": "TASK --data --groups --skip-bad --cache",
     "search.leaderboard": "RUN --top --json",
@@ -138,6 +138,26 @@ def test_a_folder_that_is_no_run_is_refused(module: str, tmp_path: Path) -> None
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("args", "fault"),
+    [
+        (["gene_expr", "--resume", "RUN"],
+         "give either a TASK or --resume RUN; `--help` shows both"),
+        (["--resume", "RUN", "--data", "d", "--epochs", "3", "--seed", "0"],
+         "--resume takes the run's own settings; leave out --data, --epochs, --seed"),
+        (["--resume", "RUN", "--extend", "2", "--dry-run"],
+         "--resume takes the run's own settings; leave out --dry-run"),
+        (["--resume", "RUN", "--extend", "0"], "--extend is 0; it must be greater than 0"),
+        (["gene_expr", "--extend", "2"], "--extend goes with --resume RUN"),
+        (["gene_expr", "--force"], "--force goes with --resume RUN"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_resume_is_refused(args: list[str], fault: str) -> None:
+    with pytest.raises(UserError) as caught:
+        importlib.import_module("search.run").main(args)
+    assert caught.value.faults == (fault,)
+
+
 def test_resuming_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     refused(run("search.run", "--resume", tmp_path, cwd=tmp_path), str(tmp_path), "is not a run")
     assert not list(tmp_path.iterdir())
@@ -153,8 +173,9 @@ def test_a_number_of_views_that_is_not_offered_is_refused(tmp_path: Path) -> Non
     refused(done, "--tta is 3")
 
 
-def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
+def test_a_run_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": 999}))
+    words = ("written by a newer version (format 999; this version reads 1); update rungfold",)
     for module in ("search.leaderboard", "ensemble.build"):
-        refused(run(module, tmp_path, cwd=tmp_path), "999")
-    refused(run("search.run", "--resume", tmp_path, cwd=tmp_path), "999")
+        refused(run(module, tmp_path, cwd=tmp_path), *words)
+    refused(run("search.run", "--resume", tmp_path, cwd=tmp_path), *words)

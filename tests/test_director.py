@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from search import trials as states
-from search.director import BROKEN, Clock, Director
+from search.director import Clock, Director
 from search.journal import Event, Journal, read_events
 from search.plan import FINISH, Facts, Plan, Resources, Wish, make_plan, plan_images
+from search.policy.failures import ALIKE
 from search.run_folder import RunFolder
 from search.trials import Trial
 from spaces.recipe import Recipe
@@ -29,7 +30,9 @@ class Sampler:
     def __init__(self) -> None:
         self.heard: list[Event] = []
 
-    def ask(self, number: int, backbones: tuple[str, ...]) -> tuple[dict[str, Any], Recipe, str]:
+    def ask(
+        self, number: int, backbones: tuple[str, ...], late: bool
+    ) -> tuple[dict[str, Any], Recipe, str]:
         quality = random.Random(number).random()
         return {"quality": quality}, Recipe(backbone=backbones[0], lr=0.001 + quality), "random"
 
@@ -53,8 +56,10 @@ def finalise(trial: Trial) -> dict[str, float]:
 
 
 def director_of(root: Path, plan: Plan | None = None, clock: Clock | None = None) -> Director:
+    journal = Journal(root / "journal.jsonl")
+    journal.append("session")
     return Director(
-        RunFolder(root), plan or plan_of(), Journal(root / "journal.jsonl"), Sampler(),
+        RunFolder(root), plan or plan_of(), journal, Sampler(),
         fold_order=ORDER, clock=clock or Clock(), finalise=finalise,
     )  # fmt: skip
 
@@ -63,7 +68,7 @@ def point(config: dict[str, Any], fold: int, epoch: int) -> dict[str, Any]:
     quality = config["recipe"]["lr"]
     score = quality * (1 - 0.9**epoch) + 0.01 * fold
     return {"fold": fold, "epoch": epoch, "score": score, "seconds": 0.01, "peak_memory": 1,
-            "micro_batch": 8, "loss": 1.0, "parts": {}, "images_per_second": 1.0}  # fmt: skip
+            "micro_batch": 8, "batch": 8, "loss": 1.0 / epoch, "parts": {}, "images_per_second": 1.0}  # fmt: skip
 
 
 def reports(run: RunFolder, config: dict[str, Any]) -> Any:
@@ -91,13 +96,14 @@ def work(director: Director, before: Callable[[], None] = lambda: None) -> None:
             before()
             if not director.on_result(report):
                 break
+    director.close()
 
 
 def outcome(root: Path) -> list[tuple[Any, ...]]:
     """The decisions in a journal, without times and attempts."""
     kept = []
     for event in read_events(root / "journal.jsonl")[0]:
-        if event.kind in ("ask", "decision", "fold", "end"):
+        if event.kind in ("ask", "rung", "decision", "fold", "end"):
             kept.append((event.kind, event.trial, repr(sorted(event.data.items(), key=str))))
     return kept
 
@@ -106,7 +112,7 @@ def test_a_search_ends_with_every_trial_in_a_named_state(tmp_path: Path) -> None
     director = director_of(tmp_path)
     work(director)
     found = director.trials.all
-    assert len(found) == 12 and not director.trials.live()
+    assert len(found) == 12 and not director.trials.open()
     assert {t.state for t in found.values()} == {states.FINISHED, states.PRUNED}
     for trial in found.values():
         if trial.state == states.FINISHED:
@@ -171,7 +177,7 @@ def test_a_late_report_of_an_older_attempt_is_ignored(tmp_path: Path) -> None:
     director = director_of(tmp_path, plan_of(1))
     config = director.next_config()
     assert config is not None
-    director.on_lost(0, "node died")
+    director.on_lost(0, 1, "node died")
     second = director.next_config()
     assert second is not None and second["attempt"] == 2
     before = len(read_events(tmp_path / "journal.jsonl")[0])
@@ -181,15 +187,15 @@ def test_a_late_report_of_an_older_attempt_is_ignored(tmp_path: Path) -> None:
 
 def test_a_trial_whose_worker_keeps_dying_is_failed(tmp_path: Path) -> None:
     director = director_of(tmp_path, plan_of(1))
-    for _ in range(3):
+    for attempt in range(1, 4):
         assert director.next_config() is not None
-        director.on_lost(0, "actor died")
+        director.on_lost(0, attempt, "actor died")
     assert director.next_config() is None
     assert director.trials.all[0].state == states.FAILED
     assert "actor died" in director.trials.all[0].reason
 
 
-@pytest.mark.parametrize("state", [states.DIVERGED, states.OUT_OF_MEMORY, states.FAILED])
+@pytest.mark.parametrize("state", [states.DIVERGED, states.TOO_BIG, states.FAILED])
 def test_a_worker_can_name_the_end(tmp_path: Path, state: str) -> None:
     director = director_of(tmp_path, plan_of(1))
     config = director.next_config()
@@ -205,7 +211,7 @@ def test_when_every_trial_fails_the_run_ends(tmp_path: Path) -> None:
     while (config := director.next_config()) is not None:
         end = {"state": states.FAILED, "reason": "Traceback ... KeyError: 'x'"}
         director.on_result({**config, "points": [], "end": end})
-    assert len(director.trials.all) == BROKEN and director.broken()
+    assert len(director.trials.all) == ALIKE and "KeyError" in str(director.broken())
     # Mended and resumed, it goes on.
     assert director_of(tmp_path, plan_of(100)).next_config() is not None
 

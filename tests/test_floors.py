@@ -26,7 +26,7 @@ FLOORS = (
     (
         "search.leaderboard", "search.baselines", "search.check", "search.plan", "search.policy",
         "search.trials", "search.director", "search.results", "search.progress",
-        "search.finish", "search.terminal",
+        "search.finish", "search.terminal", "search.warm_start",
     ),
     (
         "search.cluster", "search.trial", "search.searcher", "search.scheduler", "search.study",

@@ -14,7 +14,7 @@ from search.journal import Event
 from search.leaderboard import COLUMNS, as_json, fit, rank, read_trials, show, write_leaderboard
 from search.results import results_frame
 from search.run_folder import RunFolder, write_json
-from search.trials import FAILED, FINISHED, OUT_OF_MEMORY, PRUNED, RUNNING, Trials
+from search.trials import FAILED, FINISHED, TOO_BIG, PRUNED, RUNNING, Trials
 from spaces.errors import UserError
 
 FOLDS = 5
@@ -48,7 +48,7 @@ def frame() -> pd.DataFrame:
             row(2, 0.53),
             row(3, state=FAILED, folds_done=0, reason="[red]disk[/red] is full " + "x" * 200),
             row(4, 0.2, folds_done=3, state=RUNNING),
-            row(5, state=OUT_OF_MEMORY, folds_done=0, reason="micro-batch 1 needs more memory"),
+            row(5, state=TOO_BIG, folds_done=0, reason="micro-batch 1 needs more memory"),
             baseline("colour_ridge", 0.45),
             baseline("mean_profile", 0.188),
         ]
@@ -148,7 +148,7 @@ def test_top_limits_trials_but_never_hides_a_baseline(frame: pd.DataFrame) -> No
     text = printed(frame, 80, top=1)
     assert "0002" in text and "colour_ridge" in text and "mean_profile" in text
     assert "0000" not in text
-    assert "and 1 finished, 1 running, 1 pruned, 1 failed, 1 out of memory" in text
+    assert "and 1 finished, 1 running, 1 pruned, 1 failed, 1 too big" in text
 
 
 def test_an_empty_leaderboard_says_so(tmp_path) -> None:

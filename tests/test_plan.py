@@ -4,7 +4,17 @@ import json
 
 import pytest
 
-from search.plan import Facts, Plan, Resources, Wish, check_wish, make_plan, plan_images
+from search.journal import Event
+from search.plan import (
+    Facts,
+    Plan,
+    Resources,
+    Wish,
+    check_wish,
+    extended,
+    make_plan,
+    plan_images,
+)
 from spaces.errors import UserError
 from spaces.tasks.gene_expr import CPU_BACKBONES, GPU_BACKBONES
 
@@ -80,3 +90,29 @@ def test_gpus_that_are_not_there_are_refused() -> None:
         plan_of(Wish(gpus_per_trial=1))
     with pytest.raises(UserError, match="there are 2 CPUs"):
         plan_of(Wish(cpus_per_trial=8))
+
+
+def journal_of(*kinds: str | int) -> list[Event]:
+    """Events by their kind; a number stands for an extension by so many trials."""
+    return [
+        Event(seq=i, time=0.0, kind=k, trial=i, data={})
+        if isinstance(k, str)
+        else Event(seq=i, time=0.0, kind="extend", data={"trials": k})
+        for i, k in enumerate(kinds)
+    ]
+
+
+def test_extensions_add_to_the_planned_trials_however_many_were_asked() -> None:
+    plan = plan_of(Wish(trials=6))
+    assert extended(plan, journal_of("session", "ask")) == plan
+    for asked in (2, 6):
+        assert extended(plan, journal_of(*["ask"] * asked, 3)).trials == 9
+    assert extended(plan, journal_of("ask", 3, "ask", "session", 2, "ask")).trials == 11
+
+
+@pytest.mark.parametrize("wish", [Wish(hours=1), Wish(hours=1, trials=100)])
+def test_an_extended_run_goes_from_hours_to_trials(wish: Wish) -> None:
+    """What counts is what was asked by then, since the hours ended the run and not the trials."""
+    plan = extended(plan_of(wish), journal_of("session", *["ask"] * 7, 3, "ask", "ask"))
+    assert (plan.trials, plan.hours) == (10, None)
+    assert extended(plan_of(wish), journal_of(*["ask"] * 7, 3, *["ask"] * 2, 4)).trials == 14

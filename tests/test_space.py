@@ -58,11 +58,11 @@ def test_every_draw_is_a_recipe_that_its_parameters_give_again(given_means: Mean
 
 
 @pytest.mark.parametrize("given_means", ALL)
-def test_first_recipes_lie_in_the_space_and_name_every_backbone(given_means: Means) -> None:
+def test_first_recipes_lie_in_the_space(given_means: Means) -> None:
     space = TASK.space(given_means)
     recipes = [space.fixed(values) for values in space.first]
     assert all(space.contains(params) for _, params in recipes)
-    assert {recipe.backbone for recipe, _ in recipes} == set(given_means.backbones)
+    assert {recipe.backbone for recipe, _ in recipes} <= set(given_means.backbones)
 
 
 def test_learning_rates_depend_on_weights_and_family() -> None:

@@ -1,6 +1,11 @@
-"""The worker of a trial, without Ray: what it reports, and what it does after a death."""
+"""The worker of a trial, without Ray: what it reports, what it does after a death, and how it
+tells failures apart."""
 
 import argparse
+import errno
+import gc
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,7 +47,27 @@ def worker_of(setup: Setup) -> Worker:
 def config_of(setup: Setup, number: int, attempt: int, **changes: Any) -> dict[str, Any]:
     recipe, _ = setup.task.space(setup.means).fixed({"backbone": "test_resnet", **changes})
     return {"trial": number, "attempt": attempt, "recipe": recipe.to_dict(), "folds": [1, 0],
-            "first_fold": 1, "rung_epochs": [1, 2]}  # fmt: skip
+            "first_fold": 1, "rung_epochs": [1, 2], "micro_batch": None}  # fmt: skip
+
+
+def epochs_of(reports: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    return [(p["fold"], p["epoch"]) for r in reports for p in r["points"]]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs (from 0) that were begun, in order."""
+    from search.train.fold import FoldTraining
+
+    begun: list[int] = []
+    epoch = FoldTraining.epoch
+
+    def counted(training: FoldTraining) -> Any:
+        begun.append(training.state.epoch)
+        return epoch(training)
+
+    monkeypatch.setattr(FoldTraining, "epoch", counted)
+    return begun
 
 
 def test_reports_come_at_rungs_and_at_folds_ends(setup: Setup) -> None:
@@ -57,8 +82,15 @@ def test_reports_come_at_rungs_and_at_folds_ends(setup: Setup) -> None:
         assert (work / f"fold-{fold}.safetensors").is_file()
 
 
+def test_only_the_folds_of_the_lease_are_trained_in_its_order(setup: Setup) -> None:
+    lease = {**config_of(setup, 6, 1), "folds": [0]}
+    (report,) = worker_of(setup).reports(lease)
+    assert report["fold"]["fold"] == 0 and epochs_of([report]) == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert not (setup.run.work(6, 1) / "fold-1.npy").exists()
+
+
 def test_after_a_death_it_goes_on_from_the_checkpoint_with_the_same_bits(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, trained: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_module, "CHECKPOINT_SECONDS", 0.0)
     whole = list(worker_of(setup).reports(config_of(setup, 1, 1)))
@@ -67,15 +99,8 @@ def test_after_a_death_it_goes_on_from_the_checkpoint_with_the_same_bits(
     next(first), next(first)
     first.close()
     # Attempt 6 left nothing behind at all.
-    trained: list[int] = []
-    worker = worker_of(setup)
-    from search.train.fold import FoldTraining
-
-    epoch = FoldTraining.epoch
-    monkeypatch.setattr(
-        FoldTraining, "epoch", lambda self: trained.append(self.state.epoch) or epoch(self)
-    )
-    again = list(worker.reports(config_of(setup, 1, 7)))
+    trained.clear()
+    again = list(worker_of(setup).reports(config_of(setup, 1, 7)))
     assert trained == [2, 3, 0, 1, 2, 3], "two epochs of the first fold were in the checkpoint"
     # Points that the driver may not have journaled come again.
     points = [p for r in again for p in r["points"]]
@@ -89,13 +114,73 @@ def test_after_a_death_it_goes_on_from_the_checkpoint_with_the_same_bits(
             assert (unbroken / name).read_bytes() == resumed.read_bytes()
 
 
+def test_paused_at_a_rung_another_worker_takes_it_up_there(
+    setup: Setup, trained: list[int]
+) -> None:
+    paused = worker_of(setup).reports(config_of(setup, 7, 1))
+    for epoch in (1, 2):
+        assert epochs_of([next(paused)]) == [(1, epoch)]
+    # The scheduler may kill the worker, so that nothing is written any more.
+    trained.clear()
+    again = list(worker_of(setup).reports(config_of(setup, 7, 2)))
+    assert trained == [2, 3, 0, 1, 2, 3]
+    assert epochs_of(again)[:4] == [(1, 1), (1, 2), (1, 3), (1, 4)]
+
+
+def test_of_damaged_checkpoints_none_is_believed(setup: Setup, trained: list[int]) -> None:
+    for attempt in (1, 2):
+        left = worker_of(setup).reports(config_of(setup, 8, attempt))
+        next(left), next(left) if attempt == 2 else None
+        left.close()
+    name = "epoch-1.safetensors"
+    newest, older = (setup.run.work(8, attempt) / name for attempt in (2, 1))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    trained.clear()
+    next(worker_of(setup).reports(config_of(setup, 8, 3)))
+    assert trained == [1], "from the older one, which is whole"
+    older.write_bytes(b"")
+    (setup.run.work(8, 3) / name).unlink()
+    trained.clear()
+    next(worker_of(setup).reports(config_of(setup, 8, 4)))
+    assert trained == [0]
+
+
+def test_one_network_at_a_time_is_in_memory(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    from search.train import fold
+
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    seen: list[int] = []
+    build = fold.build_model
+
+    def counted(*args: Any) -> Any:
+        seen.append(len(alive))
+        network = build(*args)
+        alive.add(network)
+        return network
+
+    monkeypatch.setattr(fold, "build_model", counted)
+    gc.disable()
+    try:
+        broken = {**config_of(setup, 18, 1), "folds": [1, 0, 99]}
+        assert "end" in list(worker_of(setup).reports(broken))[-1]
+        assert seen == [0, 0, 0] and not alive
+    finally:
+        gc.enable()
+
+
+# --- what goes wrong
+
+
 def test_what_goes_wrong_becomes_a_named_end(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
     from search.model.memory import OutOfMemory
     from search.train.fold import Diverged, FoldTraining
 
     for error, state in (
         (Diverged("the loss is nan"), "diverged"),
-        (OutOfMemory("micro-batch 1"), "out of memory"),
+        (OutOfMemory("micro-batch 1"), "too big"),
+        (torch.OutOfMemoryError("of the model itself"), "too big"),
         (KeyError("bug"), "failed"),
         (UserError("the image is too small"), "failed"),
     ):
@@ -105,7 +190,8 @@ def test_what_goes_wrong_becomes_a_named_end(setup: Setup, monkeypatch: pytest.M
 
         monkeypatch.setattr(FoldTraining, "epoch", fail)
         (report,) = worker_of(setup).reports(config_of(setup, 3, 1))
-        assert report["end"]["state"] == state and str(error) in report["end"]["reason"]
+        assert report["points"] == [] and report["end"]["state"] == state
+        assert str(error) in report["end"]["reason"]
         assert ("Traceback" in report["end"]["reason"]) == isinstance(error, KeyError)
 
 
@@ -114,3 +200,154 @@ def test_a_learning_rate_that_explodes_ends_as_diverged(setup: Setup) -> None:
     config["recipe"] = {**config["recipe"], "optimizer": "sgd", "lr": 10.0, "warmup": 0.0}
     *_, last = worker_of(setup).reports(config)
     assert last["end"]["state"] == "diverged"
+
+
+def test_on_a_full_disk_the_trial_is_lost_not_failed(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search.train import fold
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "epoch-1.safetensors")
+
+    for number, name in (
+        (9, "save_epoch"),
+        (10, "save_fold"),
+    ):  # at the first rung; at a fold's end
+        with monkeypatch.context() as patch:
+            patch.setattr(fold, name, full)
+            *before, last = worker_of(setup).reports(config_of(setup, number, 1))
+        assert last.pop("lost").startswith("disk full: [Errno 28] No space left on device")
+        assert last == {"trial": number, "attempt": 1, "points": []}
+        assert epochs_of(before) == ([] if name == "save_epoch" else [(1, 1), (1, 2)])
+        assert not (setup.run.work(number, 1) / "fold-1.npy").exists()
+    again = list(worker_of(setup).reports(config_of(setup, 10, 2)))
+    assert [r["fold"]["fold"] for r in again if "fold" in r] == [1, 0]
+
+
+# --- memory
+
+
+class Memory:
+    """Stands in for a device that holds `rows` samples in training, and counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import torch
+
+        from search.model.backbone import Network
+        from search.train import fold
+
+        self.rows, self.spare_first = 10**9, 0  # forward passes in training that are spared
+        self.forwards = self.errors = 0
+        self.entered: list[int] = []  # micro-batch of each time that the step loop was entered
+        self.steps: list[int] = []  # optimiser steps of each finished fold
+        forward: Callable[..., Any] = Network.forward
+        train_epoch, finish = fold.train_epoch, fold.FoldTraining.finish
+
+        def limited(network: Network, images_BCHW: torch.Tensor) -> Any:
+            self.forwards += network.training
+            spared = not network.training or self.forwards <= self.spare_first
+            if len(images_BCHW) > self.rows and not spared:
+                self.errors += 1
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+            return forward(network, images_BCHW)
+
+        def counted(*args: Any) -> float:
+            self.entered.append(args[-1])
+            return train_epoch(*args)
+
+        def finished(training: fold.FoldTraining) -> Any:
+            self.steps.append(training.state.step)
+            return finish(training)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # 1e-5 needs float32
+        monkeypatch.setattr(Network, "forward", limited)
+        monkeypatch.setattr(fold, "train_epoch", counted)
+        monkeypatch.setattr(fold.FoldTraining, "finish", finished)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    return Memory(monkeypatch)
+
+
+def additive(setup: Setup, number: int, **changes: Any) -> dict[str, Any]:
+    """A lease of a recipe without batch statistics, whose loss adds up over rows."""
+    config = config_of(setup, number, 1)
+    recipe = config["recipe"] | {
+        "backbone": "test_convnext", "batch_size": 8, "optimizer": "sgd", "lr": 0.01, "ema": 0.9,
+        "drop": 0.0, "drop_path": 0.0,
+    }  # fmt: skip
+    recipe["task"] = {**recipe["task"], "loss": "mse"}
+    return {**config, "recipe": recipe | changes}
+
+
+@pytest.mark.parametrize("times", (1, 2, 3))
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
+    setup: Setup, memory: Memory, times: int
+) -> None:
+    number = 10 + times
+    whole = list(worker_of(setup).reports(additive(setup, number)))
+    unbroken = setup.run.work(number, 1).rename(setup.run.root / f"whole-{number}")
+    assert memory.entered == [8] * 8 and memory.errors == 0
+    steps = memory.steps.copy()
+    memory.rows, memory.spare_first = 8 >> times, memory.forwards + 3  # in the second epoch
+    memory.entered.clear()
+    # The same trial again, since its number decides the seeds.
+    cut = list(worker_of(setup).reports(additive(setup, number)))
+
+    fits = 8 >> times
+    assert memory.errors == times
+    assert memory.entered == [8, *(8 >> n for n in range(times)), *[fits] * 7]
+    assert memory.steps == steps * 2, "as many optimiser steps as without"
+    points = [p for r in cut for p in r["points"]]
+    assert [p["micro_batch"] for p in points] == [8, *[fits] * 7]
+    assert [p["batch"] for p in points] == [8] * 8
+    assert epochs_of(cut) == epochs_of(whole), "the failed attempts left no score"
+    losses = [p["loss"] for r in whole for p in r["points"]]
+    assert [p["loss"] for p in points] == pytest.approx(losses, rel=1e-5)
+    for name in ("fold-0.npy", "fold-1.npy", "fold-0.test.npy", "fold-1.test.npy"):
+        halved_TV, whole_TV = np.load(setup.run.work(number, 1) / name), np.load(unbroken / name)
+        np.testing.assert_allclose(halved_TV, whole_TV, atol=1e-5)
+
+
+def test_the_next_trial_starts_with_what_is_known_to_fit(setup: Setup, memory: Memory) -> None:
+    from search.policy.micro_batches import MicroBatches
+
+    heard = MicroBatches()
+    memory.rows = 2
+    for report in worker_of(setup).reports(additive(setup, 14)):
+        for point in report["points"]:
+            heard.hear("test_convnext", 32, point["batch"], point["micro_batch"])
+    assert (heard.limit("test_convnext", 32), memory.errors) == (2, 2)
+    memory.errors = 0
+    memory.entered.clear()
+    lease = additive(setup, 15, batch_size=16) | {"micro_batch": heard.limit("test_convnext", 32)}
+    reports = list(worker_of(setup).reports(lease))
+    assert memory.errors == 0 and memory.entered == [2] * 8
+    assert {(p["batch"], p["micro_batch"]) for r in reports for p in r["points"]} == {(16, 2)}
+
+
+def test_a_checkpoint_is_taken_up_with_what_has_become_known_since(
+    setup: Setup, memory: Memory
+) -> None:
+    left = worker_of(setup).reports(additive(setup, 16))
+    next(left)
+    left.close()
+    for known, started in ((2, 2), (16, 8), (None, 8)):
+        memory.entered.clear()
+        config = additive(setup, 16) | {"attempt": 2, "micro_batch": known}
+        next(worker_of(setup).reports(config))
+        assert memory.entered == [started]
+
+
+def test_only_what_does_not_fit_one_by_one_is_too_big_and_it_leaves_no_score(
+    setup: Setup, memory: Memory
+) -> None:
+    memory.rows, memory.spare_first = 0, 3  # two steps are the first epoch
+    first, last = worker_of(setup).reports(additive(setup, 17))
+    assert epochs_of([first]) == [(1, 1)]
+    assert last["points"] == [] and "fold" not in last
+    assert last["end"]["state"] == "too big" and "batch of 1" in last["end"]["reason"]
+    assert memory.entered == [8, 8, 4, 2, 1] and memory.errors == 4
+    assert not list(setup.run.work(17, 1).glob("fold-*"))

@@ -29,8 +29,8 @@ def with_halving(
     while True:
         try:
             result = attempt(batch)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not _out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if isinstance(error, OutOfMemory) or not out_of_memory(error):
                 raise
             reason = str(error).split(". ")[0]
         else:
@@ -54,7 +54,8 @@ def pieces(rows: int, micro_batch: int) -> list[slice]:
     return [slice(bounds[i], bounds[i + 1]) for i in range(count)]
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    if isinstance(error, torch.OutOfMemoryError):
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out, whoever raised it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory):
         return True
-    return not isinstance(error, OutOfMemory) and any(word in str(error) for word in _WORDS)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)

@@ -51,6 +51,7 @@ class FoldJob:
     weights_dir: Path | None = None  # local pretrained weights; None: timm's own
     bf16: bool | None = None  # train in bfloat16; None: where it is faster
     evaluate_at: frozenset[int] | None = None  # epochs (from 1); None: all; the last always
+    micro_batch: int | None = None  # the most rows that are known to fit; None: a whole batch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +64,7 @@ class EpochResult:
     pred_TV: Floats | None  # by the averaged weights, original units; None when not asked for
     seconds: float  # of training and evaluation
     images_per_second: float  # in training alone
+    batch: int  # rows of an optimiser step, however many micro-batches that takes
     micro_batch: int
     peak_memory_bytes: int  # of the device; on the CPU, of the process
 
@@ -98,13 +100,15 @@ class FoldTraining:
         self.valid = self._batches(job.images_NHWC, NO_TARGETS, job.valid_rows)
         network = build_model(job.recipe, len(job.targets_TN), job.weights_dir)
         network = network.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.batch = min(job.recipe.batch_size, len(job.train_rows))
         self.state = TrainState(
             network,
             AveragedModel(network, job.recipe.ema),
             make_optimizer(network, job.recipe),
-            micro_batch=min(job.recipe.batch_size, len(job.train_rows)),
+            micro_batch=min(self.batch, job.micro_batch or self.batch),
             bf16=bf16_pays(network, job.device) if job.bf16 is None else job.bf16,
         )
+        self._predict_rows = max(2 * self.state.micro_batch, 64)  # at a time; falls to what fits
         self._pred_TV: Floats | None = None  # by the state after the last epoch
         self._predict_ms = 0.0
 
@@ -131,6 +135,7 @@ class FoldTraining:
             pred_TV=self._pred_TV,
             seconds=time.perf_counter() - started,
             images_per_second=len(job.train_rows) / (trained - started),
+            batch=self.batch,
             micro_batch=self.state.micro_batch,
             peak_memory_bytes=_peak(job.device),
         )
@@ -165,7 +170,11 @@ class FoldTraining:
         Raises UserError when it is none, or belongs to another recipe or seed.
         """
         self._pred_TV = None
-        return load_epoch(path, self.state, self.job.recipe, self.job.seed)
+        largest = self.state.micro_batch
+        note = load_epoch(path, self.state, self.job.recipe, self.job.seed)
+        # What fits may have been learned since, from other trials.
+        self.state.micro_batch = min(self.state.micro_batch, largest)
+        return note
 
     def _batches(self, images: Images, targets: Tensor, rows: NDArray[np.int64]) -> Batches:
         size = self.job.recipe.image_size
@@ -203,8 +212,9 @@ class FoldTraining:
         def attempt(batch_size: int) -> Tensor:
             return predict_batches(self.state.average.network, batches, tta, batch_size, bf16)
 
-        size = max(2 * self.state.micro_batch, 64)
-        pred_NT, _ = with_halving(attempt, size, lambda: None, self.job.device)
+        pred_NT, self._predict_rows = with_halving(
+            attempt, self._predict_rows, lambda: None, self.job.device
+        )
         pred_TN = np.ascontiguousarray(original_units(pred_NT, self.target_mean, self.target_std).T)
         if not np.isfinite(pred_TN).all():
             raise Diverged(f"a prediction is not finite after epoch {self.state.epoch}")

@@ -171,9 +171,7 @@ def first_recipes(means: Means) -> list[dict[str, object]]:
             {"backbone": "test_resnet", "lr": 4e-3, "loss": "mse"},
             {"backbone": "resnet10t", "lr": 4e-3},
         ]
-    usable = [r for r in known if r["backbone"] in means.backbones]
-    named = {r["backbone"] for r in usable}
-    return usable + [{"backbone": b} for b in means.backbones if b not in named]
+    return [r for r in known if r["backbone"] in means.backbones]
 
 
 def _write_sample(folder: Path, seed: int) -> None:

@@ -1,0 +1,1 @@
+"""A simulator of searches over recorded learning curves, for benchmarks/search_policies.py."""

@@ -1,0 +1,89 @@
+"""What is left to do on open trials, who may do it, and what it takes. Pure."""
+
+import math
+from collections.abc import Sequence
+
+from search.plan import Plan
+from search.policy.costs import Costs
+from search.policy.rungs import Rung, Rungs
+from search.trials import FINISHED, Trial, Trials
+
+
+class Outlook:
+    """Reads the state of a run; changes nothing."""
+
+    def __init__(
+        self, trials: Trials, rungs: Rungs, costs: Costs, plan: Plan, fold_order: Sequence[int]
+    ) -> None:
+        self._trials, self._rungs, self._costs = trials, rungs, costs
+        self._plan, self._order = plan, tuple(fold_order)
+
+    # -- folds ---------------------------------------------------------------------------------
+
+    def scores_in_order(self, trial: Trial) -> list[float]:
+        """Scores of the folds done, in the order in which folds are visited, up to the first that
+        is not done: folds that others trained ahead do not count before their turn."""
+        scores: list[float] = []
+        for fold in self._order:
+            if fold not in trial.folds:
+                break
+            scores.append(trial.folds[fold]["score"])
+        return scores
+
+    def free_folds(self, trial: Trial) -> list[int]:
+        """Folds that nobody has done or is doing, in order."""
+        held = {fold for folds in trial.leases.values() for fold in folds}
+        return [fold for fold in self._order if fold not in trial.folds and fold not in held]
+
+    def next_rung(self, trial: Trial) -> Rung | None:
+        """The first rung that the trial has not passed; None: it passed them all."""
+        return next((r for r in self._plan.rungs if not self._rungs.passed(trial.number, r)), None)
+
+    def wanted_folds(self, trial: Trial) -> list[int]:
+        """Folds that the trial trains before anything is decided about it again."""
+        rung = self.next_rung(trial)
+        if rung is None:
+            return list(self._order)
+        return list(self._order[: max(1, rung.folds)])
+
+    def shareable(self, trial: Trial, folds: Sequence[int]) -> list[int]:
+        """Those of `folds` that another worker may take: not done, and not the one that a worker
+        is at; the last ones first."""
+        at_work = {held[0] for held in trial.leases.values() if held}
+        return [f for f in reversed(folds) if f not in trial.folds and f not in at_work]
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def fold_seconds(self, trial: Trial) -> float:
+        """Expected seconds of one fold; 0 before anything was measured."""
+        return self._plan.epochs * (self._costs.epoch(trial.backbone, trial.image_size) or 0.0)
+
+    def work_left(self, trial: Trial) -> float:
+        """Seconds of one worker until all folds are done."""
+        epochs = sum(
+            self._plan.epochs - trial.epochs_done(fold)
+            for fold in self._order
+            if fold not in trial.folds
+        )
+        return self.fold_seconds(trial) * epochs / self._plan.epochs
+
+    def wall_left(self, trial: Trial) -> float:
+        """Seconds until all folds are done when every worker helps."""
+        left = sum(fold not in trial.folds for fold in self._order)
+        rounds = math.ceil(left / self._plan.workers)
+        return min(self.work_left(trial), self.fold_seconds(trial) * rounds)
+
+    def new_trial_seconds(self, backbone: str, size: int) -> float:
+        """Seconds in which a new trial can be whole: its first fold by one worker, the others by
+        all; 0 before anything was measured."""
+        rounds = 1 + math.ceil((len(self._order) - 1) / self._plan.workers)
+        return rounds * self._plan.epochs * (self._costs.epoch(backbone, size) or 0.0)
+
+    def reserve(self) -> float:
+        """Seconds that all workers need to finish the members which are still missing, the most
+        advanced trials first."""
+        missing = self._plan.members - sum(
+            trial.state == FINISHED for trial in self._trials.all.values()
+        )
+        work = sorted(self.work_left(trial) for trial in self._trials.open())
+        return sum(work[: max(0, missing)]) / self._plan.workers
