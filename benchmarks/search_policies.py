@@ -3,9 +3,10 @@
 Learning curves of DeepOBS (images) and TaskSet (text) are replayed on a simulated clock with 8
 workers. A trial is one configuration on 5 folds, one after another, a fold being a replicate seed
 where the data has ten, else the curve plus noise (policies/curves.py has the sizes). Random search,
-Ray's ASHA, Ray's OptunaSearch and our own searcher and scheduler run through Ray's interfaces, on
-the same folds for each seed. Users of Ray report after each epoch the mean over the folds done and
-the current fold at its epoch; our workers report at the first fold's rungs and at folds' ends.
+Ray's ASHA, Ray's OptunaSearch, Syne Tune where it is installed (policies/syne_tune.py says how) and
+our own searcher and scheduler run through Ray's interfaces, on the same folds for each seed.
+Others report after each epoch the mean over the folds done and the current fold at its epoch; our
+workers report at the first fold's rungs and at folds' ends.
 
 Regret is that of the finished trial with the best own score: (best - its true final score) / (best
 - chance), 1 before any has finished. Compute is epochs trained, in units of a whole trial.
@@ -17,6 +18,7 @@ import argparse
 import logging
 import multiprocessing
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -58,7 +60,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--problems", nargs="+", default=[""], help="parts of problems' names")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, help="folder for search_policies.txt and .png")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    lacking = {arm: ARMS[arm].lacking() for arm in asked.arms}
+    for reason in sorted({reason for reason in lacking.values() if reason}):
+        titles = ", ".join(ARMS[arm].title for arm in asked.arms if lacking[arm] == reason)
+        print(f"left out {titles}: {reason}", file=sys.stderr)
+    asked.arms = [arm for arm, reason in lacking.items() if not reason]
+    return asked
 
 
 def main() -> None:
@@ -67,6 +75,8 @@ def main() -> None:
         raise UserError(f"RUNGFOLD_DATA is not set; {HOW_TO_GET}")
     if min(asked.seeds, asked.budget, asked.processes) < 1:
         raise UserError("--seeds, --budget and --processes must be at least 1")
+    if not asked.arms:
+        raise UserError("none of the policies in --arms can run here")
     folder, began = Path(os.environ["RUNGFOLD_DATA"]) / "curves", time.perf_counter()
     known = load_problems(folder)
     chosen = [p for p in known if any(part in p.name for part in asked.problems)]

@@ -14,22 +14,30 @@ from search.finish import Refresher, publish
 from search.journal import Journal, seconds_used
 from search.metrics import FittedMetric
 from search.oof import assemble
-from search.plan import extended
+from search.plan import Plan, extended
+from search.policy.portfolio import portfolio
+from search.policy.priors import PriorRun, first_from, identity, observations_from
 from search.progress import TrialLines
 from search.results import results_frame
-from search.searcher import OptunaSampler
+from search.sampler import Sampler
 from search.setup import Setup
 from search.study import run_study
 from search.terminal import say
 from search.trial import Context
-from search.trials import Trial
+from search.trials import FINISHED, RUNNING, Trial
+from search.warm_start import load as load_priors
+from spaces.backbones import FIXED_SIZE, architecture, relative_cost
 from spaces.errors import UserError
 from spaces.recipe import Recipe
+from spaces.space import Space
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ensemble.build import BuildResult
+
+
+SERIES = 4  # backbone series beyond the task's own first recipes that are tried at once
 
 
 class Session:
@@ -53,6 +61,7 @@ class Session:
         self._journal.append("session", task_digest=setup.task_digest)
         if extend is not None:
             self._journal.append("extend", trials=extend)
+        sampler = _sampler(setup)  # as the run's own plan has it: an extended run asks as before
         setup = replace(setup, plan=extended(setup.plan, self._journal.events))
         if extend is not None:
             say(f"plan: {extend} more trials, {setup.plan.trials} in all, without a time limit")
@@ -65,13 +74,17 @@ class Session:
         self._metric = FittedMetric.from_dict(setup.metric)
         # Trials that a dead driver left complete are finished here, before anyone listens.
         self._refresher: Refresher | None = None
-        sampler = OptunaSampler(setup.task.space(setup.means), setup.seed, setup.plan.epochs)
         self.director = Director(
             setup.run, setup.plan, self._journal, sampler,
             fold_order=list(setup.fold_order), clock=Clock(deadline=deadline),
-            finalise=self._finalise, on_member=self._on_member,
+            finalise=self._finalise, on_member=self._on_member, tell=say,
         )  # fmt: skip
-        self._refresher = Refresher(setup.run, self.frame)
+        ended = [t for t in self.director.trials.all.values() if t.state != RUNNING]
+        setup.run.sweep(
+            members=[t.number for t in ended if t.state == FINISHED],
+            others=[t.number for t in ended if t.state != FINISHED],
+        )
+        self._refresher = Refresher(setup.run, self.frame, setup.keep_gb)
         self._journal.listen(TrialLines(self.director).hear, replay=False)
 
     def __enter__(self) -> Self:
@@ -101,13 +114,15 @@ class Session:
         )
         if self.director.anything_left():
             run_study(self.director, setup.plan, context, setup.resources, setup.address)
+        if not self.director.interrupted:
+            self.director.close()
         return self.director.interrupted
 
     def publish(self) -> "BuildResult | None":
         """The final leaderboard, ensemble, bundle and submission."""
         if self._refresher is not None:
             self._refresher.close()
-        return publish(self._setup.run, self.frame())
+        return publish(self._setup.run, self.frame(), self._setup.keep_gb)
 
     def frame(self) -> "pd.DataFrame":
         return results_frame(self.director.trials, self._setup.baselines, self._setup.fold_order)
@@ -128,3 +143,29 @@ class Session:
         )
         pooled = self._metric.score(pred_TN, self._targets_TN).value
         return {"score": trial.score(), "pooled": pooled}
+
+
+def _sampler(setup: Setup) -> Sampler:
+    plan, space = setup.plan, setup.task.space(setup.means)
+    priors = load_priors(setup.run)
+    own = identity(setup.task_name, setup.metric, setup.target_names)
+    first = _first_recipes(plan, space, priors, setup.resources.gpu)
+    return Sampler(
+        space, setup.seed, backbones=plan.backbones, rungs=plan.rungs, folds=len(setup.fold_order),
+        epochs=plan.epochs, first=first, priors=observations_from(priors, space, own),
+    )  # fmt: skip
+
+
+def _first_recipes(
+    plan: Plan, space: Space, priors: list[PriorRun], gpu: bool
+) -> list[dict[str, Any]]:
+    """A third of the trials, but all that the task names: half of them may come from earlier
+    runs."""
+
+    def cost(backbone: str) -> float:
+        size = FIXED_SIZE.get(architecture(backbone), plan.image_sizes[0])
+        return relative_cost(backbone, size, gpu)
+
+    limit = max(len(space.first) + SERIES, (plan.trials or 0) // 3)
+    warm = first_from(priors, space, max(1, limit // 2))
+    return portfolio(space, plan.backbones, cost, limit, warm)

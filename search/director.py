@@ -77,10 +77,13 @@ class Director:
         self._disk_floor = DISK_FLOOR
         self._costs, self._micro_batches = Costs(plan.gpus_per_trial > 0), MicroBatches()
         self.outlook = Outlook(self.trials, self.rungs, self._costs, plan, fold_order)
+        self._fold_scores: dict[int, list[float]] = {}  # of trials with at least two folds
+        self._ended = 0  # trials that ended in this session
+        self._wrong: list[Trial] = []  # those of them that failed or were too big
         self._journal, self._sampler = journal, sampler
         self._finalise, self._on_member, self._tell = finalise, on_member, tell
         journal.listen(self._hear)
-        self._ended_before = {n for n, t in self.trials.all.items() if t.state != states.RUNNING}
+        self._ended, self._wrong = 0, []  # what failed before this session may be mended
         for trial in self.trials.open():  # what a dead driver left undecided
             self._advance(trial)
 
@@ -96,6 +99,9 @@ class Director:
             self.rungs.hear(event.trial, Rung.parse(data["rung"]), data["verdict"])
         elif event.kind == "end":
             self.rungs.forget(event.trial)
+            self._ended += 1
+            if data["state"] in (states.FAILED, states.TOO_BIG):
+                self._wrong.append(self.trials.all[event.trial])
             if data["state"] == states.TOO_BIG:  # the next one need not find out by halving
                 trial = self.trials.all[event.trial]
                 self._micro_batches.hear(trial.backbone, trial.image_size, 2, 1)
@@ -108,8 +114,10 @@ class Director:
         elif event.kind == "fold":
             trial = self.trials.all[event.trial]
             self._costs.hear(trial.backbone, trial.image_size, data["seconds"], 0)
-            several = [self.outlook.scores_in_order(t) for t in self.trials.all.values() if t.folds]
-            self.rungs.fold_noise = fold_noise([s for s in several if len(s) > 1])
+            scores = self.outlook.scores_in_order(trial)
+            if len(scores) > 1:
+                self._fold_scores[event.trial] = scores
+                self.rungs.fold_noise = fold_noise(list(self._fold_scores.values()))
 
     def running(self) -> int:
         """Workers that have something in their hands."""
@@ -122,15 +130,11 @@ class Director:
     def broken(self) -> str | None:
         """The first traceback, when this session's failures are a bug rather than bad luck: three
         alike, or nothing but failures from the start."""
-        ended = [
-            t
-            for number, t in self.trials.all.items()
-            if t.state != states.RUNNING and number not in self._ended_before
-        ]
-        wrong = [t.reason for t in ended if t.state in (states.FAILED, states.TOO_BIG)]
-        if wrong and len(wrong) == len(ended) and len(ended) in (ALIKE, self.plan.trials):
-            return wrong[0]
-        return alike([t.reason for t in ended if t.state == states.FAILED])
+        if not self._wrong:
+            return None
+        if len(self._wrong) == self._ended and self._ended in (ALIKE, self.plan.trials):
+            return self._wrong[0].reason
+        return alike([trial.reason for trial in self._wrong if trial.state == states.FAILED])
 
     def anything_left(self) -> bool:
         """Whether a free worker might get something to do."""
@@ -199,6 +203,8 @@ class Director:
 
     def _affordable(self) -> tuple[str, ...]:
         """Backbones of which a trial can be whole in the time left, by the cost seen so far."""
+        if self.clock.deadline is None:
+            return self.plan.backbones
         left = self.clock.left() - self.outlook.reserve()
         size = self.plan.image_sizes[0]
         return tuple(

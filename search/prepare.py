@@ -1,6 +1,7 @@
 """From a command line to a run that can start: data checked, folds made, plan decided."""
 
 import argparse
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.plan import Facts, Resources, Wish, check_wish, make_plan, plan_images
+from search.policy.priors import PriorRun, identity
 from search.run_folder import RunFolder, write_file, write_json
 from search.setup import Setup, save
 from search.terminal import progress_bar
+from search.warm_start import notes, read_priors
+from search.warm_start import save as save_priors
 from spaces.errors import UserError
 from spaces.registry import load_task
 from spaces.task import Means, Task
@@ -55,7 +59,7 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     task = load_task(args.task)
     wish = wish_of(args)
     out = Path(args.out or f"runs/{task.name}-{time.strftime('%m%d-%H%M%S')}")
-    _check_command_line(args, wish, out)
+    priors = _check_command_line(args, wish, out)
     cache = Path(args.cache).expanduser() if args.cache else default_cache()
     data = resolve_data(task, args.data, cache, args.seed)
     if args.data is None:
@@ -102,13 +106,18 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
         data=data, cache=cache, groups_asked=args.groups, plan=plan, means=means,
         resources=resources, metric=metric.to_dict(), target_names=table.target_names,
         store=store.folder.resolve(), fold_order=tuple(order), baselines=tuple(baselines),
-        weights=weights, seed=args.seed, address=args.address,
+        weights=weights, seed=args.seed, address=args.address, keep_gb=args.keep_gb,
     )  # fmt: skip
     for values in setup.task.space(means).first:  # a fault in the task shows here, not later
         setup.task.space(means).fixed(values)
+    own = identity(setup.task_name, setup.metric, setup.target_names)
+    for note in notes(priors, setup.task.space(means), own):
+        say(note)
     if args.dry_run:
         return None
     _write(setup, report, split)
+    if priors:
+        save_priors(setup.run, priors)
     save(setup, args)
     return setup
 
@@ -126,8 +135,11 @@ def wish_of(args: argparse.Namespace) -> Wish:
     )
 
 
-def _check_command_line(args: argparse.Namespace, wish: Wish, out: Path) -> None:
-    """Raises UserError with all faults that the command line and the out folder show."""
+def _check_command_line(args: argparse.Namespace, wish: Wish, out: Path) -> list[PriorRun]:
+    """The earlier runs to start from.
+
+    Raises UserError with all faults that the command line and the folders it names show.
+    """
     faults: list[str] = []
     try:
         check_wish(wish)
@@ -141,8 +153,16 @@ def _check_command_line(args: argparse.Namespace, wish: Wish, out: Path) -> None
         faults.append(
             f"--out {out} exists and is not empty; give another folder, or --resume {out} to go on"
         )
+    if args.keep_gb is not None and not 0 <= args.keep_gb < math.inf:
+        faults.append(f"--keep-gb is {args.keep_gb:g}; it must be 0 (the ensemble's only) or more")
+    priors: list[PriorRun] = []
+    try:
+        priors = read_priors(args.warm_start or (), out)
+    except UserError as error:
+        faults += error.faults
     if faults:
         raise UserError(faults)
+    return priors
 
 
 def _check_backbones(names: tuple[str, ...]) -> None:

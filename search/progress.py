@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from search.director import Director
 from search.journal import Event
+from search.policy.rungs import WAITS
 from search.terminal import duration, say
 from search.trials import FINISHED, Trial
 
@@ -18,23 +19,30 @@ class TrialLines:
     def __init__(self, director: Director, say: Callable[[str], None] = say) -> None:
         self._director, self._say = director, say
         self._started = self._last = time.monotonic()
-        self._ended_before = len(director.trials.all) - len(director.trials.live())
+        self._told: set[int] = set()  # trials that wait, of which there was a line
+        self._ended_before = self._done()
 
     def hear(self, event: Event) -> None:
         trial = self._director.trials.all.get(event.trial)
         if trial is None:
             return
-        if event.kind == "end":
-            self._line(self._ended(trial))
+        if event.kind == "end" and event.trial not in self._told:
+            self._line(self._of(trial, trial.state))
+        elif event.kind == "decision" and event.data["verdict"] == WAITS:
+            # Whether it gets a pass or not: most that wait are never taken up again.
+            self._told.add(event.trial)
+            self._line(self._of(trial, "waits"))
+        elif event.kind == "attempt":
+            self._told.discard(event.trial)
         elif event.kind == "lost":
             self._line(f"trial {trial.number:>3} lost its worker, goes back into the queue")
         elif event.kind == "epochs" and self._silent():
             self._line(self._beat())
 
-    def _ended(self, trial: Trial) -> str:
+    def _of(self, trial: Trial, state: str) -> str:
         score = f"{trial.score():.4f}" if trial.state == FINISHED else self._last_score(trial)
         return (
-            f"trial {trial.number:>3} {trial.state:<9.9} {score} {trial.backbone:<18.18} "
+            f"trial {trial.number:>3} {state:<9.9} {score} {trial.backbone:<18.18} "
             f"{trial.image_size:>3} px {trial.seconds:>4.0f} s  {self._count()}"
         )
 
@@ -43,27 +51,28 @@ class TrialLines:
         points = list(trial.curve.values())
         return f"{points[-1]['score']:.4f}" if points else "   -  "
 
+    def _done(self) -> int:
+        """Trials that need nothing more, as far as is known."""
+        return self._director.trials.ended() + len(self._director.rungs.waiting())
+
     def _count(self) -> str:
-        trials = self._director.trials
-        done = len(trials.all) - len(trials.live())
         total = self._director.plan.trials
-        return f"{done}/{total}" if total is not None else f"{done}"
+        return f"{self._done()}/{total}" if total is not None else f"{self._done()}"
 
     def _beat(self) -> str:
         trials = self._director.trials
         best = trials.best()
         lead = f"best {best.score():.4f} (trial {best.number})" if best else "no trial finished yet"
         running = ", ".join(
-            f"{t.number}: fold {len(t.folds) + 1}/{self._director.plan_folds}"
-            for t in trials.live()[:3]
+            f"{t.number}: fold {len(t.folds) + 1}/{len(self._director.fold_order)}"
+            for t in trials.running()[:3]
         )
         return f"{self._count()} done, {lead}; running {running}; {self._eta()}"
 
     def _eta(self) -> str:
         left = self._director.clock.left()
-        trials = self._director.trials
         total = self._director.plan.trials
-        ended = len(trials.all) - len(trials.live()) - self._ended_before
+        ended = self._done() - self._ended_before
         if total is not None:
             if ended < 2:
                 return "ETA unknown yet"

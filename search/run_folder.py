@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,18 @@ class RunFolder:
         left of a deletion that was cut short is never taken for a member."""
         (self.checkpoints(trial) / "recipe.json").unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints(trial), ignore_errors=True)
+
+    def sweep(self, members: Collection[int], others: Collection[int]) -> None:
+        """Delete what a killed driver had no time to delete, given the trials that have ended with
+        a complete OOF and those without: their work, files of the others, half-written files."""
+        for folder in self.root.glob("work/*"):
+            if int(folder.name.partition("-")[0]) in (*members, *others):
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in (*self.root.glob("oof/*"), *self.root.glob("checkpoints/*")):
+            if int(folder.name) in others:
+                shutil.rmtree(folder, ignore_errors=True)
+            for half in folder.glob(".*"):
+                half.unlink(missing_ok=True)
 
     def _complete(self) -> list[int]:
         return sorted(int(meta.parent.name) for meta in self.root.glob("oof/*/meta.json"))

@@ -8,6 +8,7 @@ unbroken one would.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,19 @@ from spaces.seeds import derive
 from spaces.space import Space
 
 # Shares of the trials after the first recipes; the rest is TPE's (benchmarks/search_policies.py).
-RANDOM_SHARE = 0.2  # keeps the others from closing in on an early favourite
-NEIGHBOUR_SHARE = 0.4  # one of the best with some parameters drawn anew
-NEIGHBOUR_OF = 3  # best trials that are varied
-REDRAWN = 0.25  # chance of each of their parameters to be drawn anew
+RANDOM_SHARE = 0.3  # keeps the others from closing in on an early favourite
+NEIGHBOUR_SHARE = 0.4  # a step from one of the best
+NEIGHBOUR_OF = 5  # best trials that are stepped from
+STEP = 0.2  # standard deviation of a number's step, as a share of its (logarithmic) range
+REDRAWN = 0.25  # chance of a choice to be made anew
 SEED_SHARE = 0.2  # of late trials: another seed of one of the best finished recipes
 SEEDS = 3  # of one recipe
-STARTUP = 8  # trials at a rung before it is what TPE and neighbours look at
-SHOWN = 150  # trials that TPE is shown: the best and the newest; more cost time and tell little
+COMPARED = 3  # trials at a rung before neighbours compare there
+MODELLED = 8  # trials at a rung before TPE's model does
+SHOWN = 100  # trials that TPE is shown: the best and the newest; more cost time and tell little
+PRIORS = 24  # trials of earlier runs that it is shown at most
+COPY = 0.02  # recipes whose every number differs by less of its range are near copies
+TRIES = 20  # to find something that is no near copy
 
 Draw = Callable[[str, BaseDistribution], Any]
 
@@ -70,13 +76,44 @@ def _by_chance(rng: np.random.Generator) -> Draw:
     def draw(name: str, distribution: BaseDistribution) -> Any:
         if isinstance(distribution, CategoricalDistribution):
             return distribution.choices[int(rng.integers(len(distribution.choices)))]
-        assert isinstance(distribution, FloatDistribution)
-        low, high = distribution.low, distribution.high
-        if distribution.log:
-            return float(np.clip(math.exp(rng.uniform(math.log(low), math.log(high))), low, high))
-        return float(rng.uniform(low, high))
+        return _at(distribution, rng.random())
 
     return draw
+
+
+def _around(params: Mapping[str, Any], rng: np.random.Generator) -> Draw:
+    """A step from given parameters: numbers move a little, some choices are made anew."""
+    chance = _by_chance(rng)
+
+    def draw(name: str, distribution: BaseDistribution) -> Any:
+        if name not in params or not _within(distribution, params[name]):
+            return chance(name, distribution)
+        if isinstance(distribution, CategoricalDistribution):
+            return chance(name, distribution) if rng.random() < REDRAWN else params[name]
+        share = abs(_share(distribution, params[name]) + rng.normal(0, STEP))
+        return _at(distribution, min(max(2 - share if share > 1 else share, 0), 1))  # reflected
+
+    return draw
+
+
+def _share(distribution: BaseDistribution, value: float) -> float:
+    """Where in its (logarithmic) range a number lies, from 0 to 1."""
+    assert isinstance(distribution, FloatDistribution)
+    low, high = distribution.low, distribution.high
+    if distribution.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low) if high > low else 0.0
+
+
+def _at(distribution: BaseDistribution, share: float) -> float:
+    """The inverse of _share."""
+    assert isinstance(distribution, FloatDistribution)
+    low, high = distribution.low, distribution.high
+    if distribution.log:
+        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+    else:
+        value = low + share * (high - low)
+    return min(max(value, low), high)
 
 
 def _by_optuna(trial: optuna.Trial) -> Draw:
@@ -175,21 +212,33 @@ class Sampler:
         """
         rng = np.random.default_rng(derive(self._seed, "ask", number))
         usable = [params for params in self._first if params["backbone"] in backbones]
-        chance = _by_chance(rng)
         if number < len(usable):
-            return self._make(chance, usable[number], "first")
+            return self._make(_by_chance(rng), usable[number], "first")
         if late and rng.random() < SEED_SHARE and (again := self._another_seed(backbones)):
             return again
-        u, best = rng.random(), self._best()
+        study = cache(lambda: self._study(int(rng.integers(2**31))))
+        for _ in range(TRIES):
+            proposal = self._propose(rng, backbones, study)
+            if not self._near_copy(proposal[0]):
+                break
+        return proposal
+
+    def _propose(
+        self, rng: np.random.Generator, backbones: tuple[str, ...], study: Callable[[], Any]
+    ) -> tuple[dict[str, Any], Recipe, str]:
         fixed: dict[str, Any] = {}
-        if u >= RANDOM_SHARE and best:
-            if u < RANDOM_SHARE + NEIGHBOUR_SHARE:
-                params = best[int(rng.integers(min(len(best), NEIGHBOUR_OF)))].params
-                fixed = {n: v for n, v in params.items() if rng.random() >= REDRAWN}
-                return self._make(chance, self._on(backbones, fixed, rng), "neighbour")
-            trial = self._study(int(rng.integers(2**31))).ask()
-            return self._make(_by_optuna(trial), self._on(backbones, fixed, rng), "sampler")
-        return self._make(chance, self._on(backbones, fixed, rng), "random")
+        if not self._backbones <= set(backbones):
+            # Too little time for the others; all else is asked for as usual.
+            fixed["backbone"] = backbones[int(rng.integers(len(backbones)))]
+        u, best = rng.random(), self._best(COMPARED)
+        if u < RANDOM_SHARE or not (best or self._priors):
+            return self._make(_by_chance(rng), fixed, "random")
+        if u < RANDOM_SHARE + NEIGHBOUR_SHARE and best:
+            params = best[int(rng.integers(min(len(best), NEIGHBOUR_OF)))].params
+            if fixed and params["backbone"] in backbones:
+                fixed["backbone"] = params["backbone"]
+            return self._make(_around(params, rng), fixed, "neighbour")
+        return self._make(_by_optuna(study().ask()), fixed, "sampler")
 
     def _make(
         self, draw: Draw, fixed: Mapping[str, Any], source: str
@@ -201,8 +250,8 @@ class Sampler:
     def _another_seed(
         self, backbones: tuple[str, ...]
     ) -> tuple[dict[str, Any], Recipe, str] | None:
-        """The best finished recipe, of which few seeds were tried, with the next seed: it costs no
-        luck, and ensembles gain from it."""
+        """The best finished recipe of which few seeds were tried, with the next seed: models that
+        differ by nothing else still make different errors, and ensembles gain from it."""
         finished = [o for o in self._seen.values() if self._whole in o.values]
         finished.sort(key=lambda o: -o.values[self._whole])
         for seen in finished[:NEIGHBOUR_OF]:
@@ -212,52 +261,72 @@ class Sampler:
                 return dict(seen.params), replace(recipe, seed=max(seeds) + 1), "seed"
         return None
 
-    def _on(
-        self, backbones: tuple[str, ...], fixed: dict[str, Any], rng: np.random.Generator
-    ) -> dict[str, Any]:
-        """With too little time for some backbones, one of the others is drawn; all else is asked
-        for as usual."""
-        if self._backbones <= set(backbones) or fixed.get("backbone") in backbones:
-            return fixed
-        return {**fixed, "backbone": backbones[int(rng.integers(len(backbones)))]}
+    def _near_copy(self, params: Mapping[str, Any]) -> bool:
+        """Whether a recipe all but like this was tried: it would teach nothing, and an ensemble
+        gains nothing from it."""
+        return any(
+            seen.params.keys() == params.keys()
+            and all(
+                abs(_share(d, params[name]) - _share(d, seen.params[name])) < COPY
+                if isinstance(d, FloatDistribution)
+                else params[name] == seen.params[name]
+                for name, d in seen.distributions.items()
+            )
+            for seen in self._seen.values()
+        )
 
-    def _level(self) -> Rung | None:
+    def _level(self, enough: int) -> Rung | None:
         """The deepest rung that enough trials have reached."""
-        enough = [rung for rung in self._rungs if self._at[rung] >= STARTUP]
-        return enough[-1] if enough else None
+        return max((rung for rung in self._rungs if self._at[rung] >= enough), default=None)
 
-    def _best(self) -> list[Observation]:
+    def _best(self, enough: int) -> list[Observation]:
         """Trials that reached the level that counts, best first."""
-        level = self._level()
+        level = self._level(enough)
         there = [(-o.values[level], n, o) for n, o in self._seen.items() if level in o.values]
         return [o for _, _, o in sorted(there, key=lambda item: item[:2])]
 
     def _study(self, seed: int) -> optuna.Study:
         """A study of what is known: univariate TPE without the constant liar."""
         sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=STARTUP, multivariate=False, constant_liar=False
+            seed=seed, n_startup_trials=MODELLED, multivariate=False, constant_liar=False
         )
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        level = self._level()
-        best = self._best()[: SHOWN // 3]
+        level = self._level(MODELLED)
+        best = self._best(MODELLED)[: SHOWN // 3]
         ids = {id(o) for o in best}
         newest = [o for o in reversed(self._seen.values()) if id(o) not in ids]
-        study.add_trials(
-            [t for o in best + newest[: SHOWN - len(best)] if (t := self._told(o, level))]
-        )
+        told = (self._told(o, level) for o in best + newest[: SHOWN - len(best)])
+        study.add_trials([*self._told_priors(level), *(t for t in told if t)])
         return study
+
+    def _told_priors(self, level: Rung | None) -> list[FrozenTrial]:
+        """Trials of earlier runs, fewer the more this one has of its own.
+
+        Their scores cannot be compared with this run's, but their ranks can: one that beat a share
+        r of its run counts as good as what beats a share r of the own trials.
+        """
+        own = sorted(o.values[level] for o in self._seen.values() if level in o.values)
+        count = min(len(self._priors), max(0, PRIORS - len(self._seen) // 3))
+        by_rank = sorted(self._priors, key=lambda known: known[1].rank)
+        chosen = [by_rank[i * len(by_rank) // count] for i in range(count)]
+        return [
+            create_trial(
+                params=dict(prior.params), distributions=distributions,
+                value=float(np.quantile(own, prior.rank)) if len(own) >= COMPARED else prior.rank,
+            )
+            for distributions, prior in chosen
+        ]  # fmt: skip
 
     def _told(self, seen: Observation, level: Rung | None) -> FrozenTrial | None:
         """A trial as Optuna is told of it; None: nothing is known yet."""
-        about = {"params": dict(seen.params), "distributions": dict(seen.distributions)}
+        tell = partial(
+            create_trial, params=dict(seen.params), distributions=dict(seen.distributions)
+        )
         if level in seen.values:
-            return create_trial(**about, value=seen.values[level])
+            return tell(value=seen.values[level])
         if seen.diverged:  # Optuna ranks a pruned trial without a value below all others
-            return create_trial(**about, state=TrialState.PRUNED)
+            return tell(state=TrialState.PRUNED)
         if seen.deepest is None:
             return None
         step = seen.deepest.step(self._epochs)
-        return create_trial(
-            **about, state=TrialState.PRUNED,
-            intermediate_values={step: seen.values[seen.deepest]},
-        )  # fmt: skip
+        return tell(state=TrialState.PRUNED, intermediate_values={step: seen.values[seen.deepest]})

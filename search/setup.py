@@ -38,6 +38,7 @@ class Setup:
     weights: Mapping[str, Any]  # where pretrained weights come from, and why
     seed: int
     address: str | None
+    keep_gb: float | None  # 10^9 bytes that checkpoints may take; None: all are kept
 
     @property
     def task(self) -> Task:
@@ -75,6 +76,7 @@ def save(setup: Setup, args: argparse.Namespace) -> None:
         "baselines": setup.baselines,
         "seed": setup.seed,
         "address": setup.address,
+        "keep_gb": setup.keep_gb,
         "weights": setup.weights,
         "resources": vars(setup.resources),
         "versions": _versions(),
@@ -110,6 +112,7 @@ def reopen(path: Path | str, force: bool = False) -> Setup:
         weights=saved["weights"],
         seed=saved["seed"],
         address=saved["address"],
+        keep_gb=saved.get("keep_gb"),  # runs made before there was a limit have none
     )
     _need_folders(setup)
     if not force:

@@ -33,6 +33,7 @@ class Trial:
     losses: int = 0  # workers lost one after another without an epoch or fold in between
     folds: dict[int, dict[str, Any]] = field(default_factory=dict)  # fold -> its "fold" event data
     curve: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)  # (fold, epoch)
+    newest: dict[int, int] = field(default_factory=dict)  # fold -> newest epoch reported
     seconds: float = 0.0
     peak_memory: int = 0  # bytes
     micro_batch: int = 0
@@ -62,10 +63,6 @@ class Trial:
         known = [float(value) for value in times if value is not None]
         return sum(known) if known and len(known) == len(times) else None
 
-    def epochs_done(self, fold: int) -> int:
-        """The newest epoch of a fold that was reported."""
-        return max((epoch for f, epoch in self.curve if f == fold), default=0)
-
 
 class Trials:
     """All trials of a run. `apply` is its only way to change."""
@@ -73,6 +70,7 @@ class Trials:
     def __init__(self) -> None:
         self.all: dict[int, Trial] = {}
         self._open: dict[int, Trial] = {}
+        self._members: dict[int, Trial] = {}
 
     def apply(self, event: Event) -> None:
         data = event.data
@@ -111,6 +109,7 @@ class Trials:
                     trial.seconds += point["seconds"]
                     trial.losses = 0
                 trial.curve[key] = point
+                trial.newest[key[0]] = max(key[1], trial.newest.get(key[0], 0))
                 trial.peak_memory = max(trial.peak_memory, point["peak_memory"])
                 trial.micro_batch = point["micro_batch"]
         elif event.kind == "fold":
@@ -124,6 +123,8 @@ class Trials:
             trial.state, trial.reason, trial.end = data["state"], data["reason"], data
             trial.leases.clear()
             self._open.pop(trial.number, None)
+            if trial.state == FINISHED:
+                self._members[trial.number] = trial
 
     def open(self) -> list[Trial]:
         """Trials without an end state, by number."""
@@ -137,7 +138,8 @@ class Trials:
         return len(self.all) - len(self._open)
 
     def members(self) -> list[Trial]:
-        return [trial for trial in self.all.values() if trial.state == FINISHED]
+        """Finished trials, in the order in which they ended."""
+        return list(self._members.values())
 
     def best(self) -> Trial | None:
         """The member with the highest score; the earlier one on a tie."""

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GENES = 6
 SMALL = ("--epochs", 3, "--folds", 2, "--groups", "none", "--image-size", 32, "--backbone",
          "test_resnet", "test_efficientnet")  # fmt: skip
-KINDS = ("ask", "decision", "fold", "end")  # what decides; attempts may differ
+KINDS = ("ask", "rung", "decision", "fold", "end")  # what decides; attempts may differ
 TIMES = ("seconds", "predict_ms")
 
 

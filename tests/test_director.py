@@ -68,7 +68,8 @@ def point(config: dict[str, Any], fold: int, epoch: int) -> dict[str, Any]:
     quality = config["recipe"]["lr"]
     score = quality * (1 - 0.9**epoch) + 0.01 * fold
     return {"fold": fold, "epoch": epoch, "score": score, "seconds": 0.01, "peak_memory": 1,
-            "micro_batch": 8, "batch": 8, "loss": 1.0 / epoch, "parts": {}, "images_per_second": 1.0}  # fmt: skip
+            "micro_batch": 8, "batch": 8, "loss": 1.0 / epoch, "parts": {},
+            "images_per_second": 1.0}  # fmt: skip
 
 
 def reports(run: RunFolder, config: dict[str, Any]) -> Any:

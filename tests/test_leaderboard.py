@@ -14,7 +14,7 @@ from search.journal import Event
 from search.leaderboard import COLUMNS, as_json, fit, rank, read_trials, show, write_leaderboard
 from search.results import results_frame
 from search.run_folder import RunFolder, write_json
-from search.trials import FAILED, FINISHED, TOO_BIG, PRUNED, RUNNING, Trials
+from search.trials import FAILED, FINISHED, PRUNED, RUNNING, TOO_BIG, Trials
 from spaces.errors import UserError
 
 FOLDS = 5

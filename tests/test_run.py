@@ -62,11 +62,24 @@ def test_the_bundle_gives_the_runs_submission(whole: tuple[Path, str], tiles: Pa
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_a_finished_run_resumes_to_itself(whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_finished_run_resumes_to_itself_and_sweeps_what_a_kill_left_over(
+    whole: tuple[Path, str], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole[0], run)
+    members = {path.parent.name for path in run.glob("oof/*/meta.json")}
+    pruned = next(f"{e.trial:04d}" for e in events_of(run) if e.data.get("state") == "pruned")
+    member = min(members)
+    for name in (f"work/{pruned}-1/epoch-0.safetensors", f"work/{member}-2/fold-1.npy",
+                 f"oof/{pruned}/fold-0.npy", f"checkpoints/{pruned}/fold-0.safetensors",
+                 f"oof/{member}/.pred.0123abcd.npy"):  # fmt: skip
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(b"left over")
     output = call("--resume", run, cwd=tmp_path)
     assert decisions(run) == decisions(whole[0]) and "ensemble" in output
+    assert {path.name for path in run.glob("oof/*")} == members
+    assert {path.name for path in run.glob("checkpoints/*")} == members
+    assert not list(run.glob("work/*")) and not list(run.glob("oof/*/.*"))
 
 
 def test_ctrl_c_once_ends_with_what_is_there(tiles: Path, tmp_path: Path) -> None:

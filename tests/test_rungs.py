@@ -1,20 +1,33 @@
-"""Rungs: compared at the same rung only, the best share goes on, nobody is judged alone."""
+"""Rungs: compared at the same rung only, a share goes on, the clearly worse are cut."""
 
 import math
+import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.policy.rungs import Rung, Rungs, make_rungs
+from search.policy.noise import epoch_noise, fold_noise
+from search.policy.rungs import CUT, GOES_ON, WAITS, Rung, Rungs, Verdict, make_rungs
+
+FIRST, FOLD = Rung(0, 2), Rung(1, 0)
+VALUES = st.lists(st.floats(-1, 1), min_size=1, max_size=40, unique=True)
 
 
-def arrive(rungs: Rungs, rung: Rung, values: list[float]) -> list[bool]:
-    """Whether each goes on, arriving one after another."""
-    going = []
+def rungs_of(keep: float = 0.5, **options: int) -> Rungs:
+    return Rungs((FIRST, FOLD), (keep, keep), **options)
+
+
+def arrive(rungs: Rungs, rung: Rung, values: list[float], noise: float = 0.0) -> list[Verdict]:
+    """First verdicts, arriving one after another; who becomes hopeless is cut on the way."""
+    verdicts = []
     for trial, value in enumerate(values):
-        going.append(rungs.judge(rung, trial, value).go_on)
-        rungs.record(str(rung), trial, value)
-    return going
+        rungs.arrive(trial, rung, value, noise)
+        verdicts.append(rungs.judge(trial, rung))
+        rungs.hear(trial, rung, verdicts[-1].verdict)
+        while (worst := rungs.hopeless(rung)) is not None:
+            rungs.hear(worst.trial, rung, worst.verdict)
+    return verdicts
 
 
 def test_rungs_of_a_usual_plan() -> None:
@@ -27,43 +40,100 @@ def test_no_rung_before_an_epoch_or_at_the_very_end(folds: int, epochs: int) -> 
     rungs = make_rungs(folds, epochs)
     assert list(rungs) == sorted(set(rungs))
     assert all(1 <= r.epoch < epochs if r.folds == 0 else r.epoch == 0 for r in rungs)
-    assert all(r.folds < folds for r in rungs)
+    assert all(r.folds < folds and Rung.parse(str(r)) == r for r in rungs)
 
 
-def test_the_first_arrivals_always_go_on() -> None:
-    assert arrive(Rungs(least=3), Rung(0, 1), [0.1, 0.0, -5.0]) == [True] * 3
+@given(VALUES, st.sampled_from([1 / 4, 1 / 3, 1 / 2, 2 / 3]))
+def test_passes_are_a_share_of_the_arrivals_and_go_to_the_best(
+    values: list[float], keep: float
+) -> None:
+    rungs = rungs_of(keep)
+    arrive(rungs, FIRST, values)
+    while (verdict := rungs.next_pass()) is not None:
+        others = [values[trial] for _, trial in rungs.waiting()]
+        assert values[verdict.trial] == max(others)
+        rungs.hear(verdict.trial, FIRST, verdict.verdict)
+    passed = sum(rungs.passed(trial, FIRST) for trial in range(len(values)))
+    assert passed == max(1, math.floor(keep * len(values) + 1e-9)) or not rungs.waiting()
 
 
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=40, unique=True))
-def test_a_trial_is_cut_exactly_when_enough_better_ones_were_there(values: list[float]) -> None:
-    rungs = Rungs(keep=0.5, least=3)
-    for trial, go_on in enumerate(arrive(rungs, Rung(1, 0), values)):
-        better = sum(v > values[trial] for v in values[:trial])
-        assert go_on == (better < max(3, math.ceil((trial + 1) / 2)))
+def test_better_and_better_arrivals_do_not_all_go_on() -> None:
+    rungs = rungs_of(1 / 4)
+    verdicts = arrive(rungs, FIRST, [i / 100 for i in range(100)])
+    assert sum(v.verdict == GOES_ON for v in verdicts) == 25
+
+
+def test_nobody_is_cut_before_there_is_a_cohort() -> None:
+    verdicts = arrive(rungs_of(cohort=5), FIRST, [0.9, 0.1, 0.0, -5.0])
+    assert [v.verdict for v in verdicts] == [GOES_ON, WAITS, WAITS, WAITS]
+
+
+def test_who_is_worse_by_less_than_the_noise_waits() -> None:
+    values = [0.5, 0.6, 0.62, 0.64, 0.58, 0.1]
+    calm, noisy = (arrive(rungs_of(), FIRST, values, noise) for noise in (0.0, 0.1))
+    assert [v.verdict for v in calm][-2:] == [CUT, CUT]
+    assert [v.verdict for v in noisy][-2:] == [WAITS, CUT]
+
+
+def test_folds_that_disagree_widen_the_margin_between_folds() -> None:
+    values = [0.5, 0.6, 0.62, 0.64, 0.58]
+    rungs = rungs_of()
+    rungs.fold_noise = 0.1
+    assert arrive(rungs, FOLD, values)[-1].verdict == WAITS
+
+
+def test_there_is_room_for_so_many_inside_the_first_fold() -> None:
+    values = [random.Random(1).random() for _ in range(60)]
+    inside, between = rungs_of(room=5), rungs_of(room=5)
+    arrive(inside, FIRST, values, noise=1.0)
+    between.fold_noise = 1.0
+    arrive(between, FOLD, values)
+    assert len(inside.waiting()) <= 5 < len(between.waiting())
 
 
 def test_values_at_another_rung_do_not_count() -> None:
-    rungs = Rungs(least=1)
-    arrive(rungs, Rung(0, 2), [0.9] * 10)
-    assert rungs.judge(Rung(0, 4), 99, 0.1).go_on
+    rungs = rungs_of()
+    arrive(rungs, FIRST, [0.9] * 10)
+    rungs.arrive(99, FOLD, 0.1, 0.0)
+    assert rungs.judge(99, FOLD).verdict == GOES_ON
 
 
-def test_a_value_that_is_not_finite_is_stopped_even_alone() -> None:
-    verdict = Rungs().judge(Rung(0, 1), 0, math.nan)
-    assert not verdict.go_on and "nan" in verdict.reason
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_value_that_is_not_finite_is_cut_even_alone(value: float) -> None:
+    rungs = rungs_of()
+    rungs.arrive(0, FIRST, value, 0.0)
+    verdict = rungs.judge(0, FIRST)
+    assert verdict.verdict == CUT and str(value) in verdict.reason
 
 
 def test_the_reason_tells_value_cut_and_peers() -> None:
-    rungs = Rungs(least=1)
-    arrive(rungs, Rung(0, 4), [0.5, 0.4, 0.3])
-    reason = rungs.judge(Rung(0, 4), 17, 0.2).reason
-    assert reason == "stopped at fold 1 epoch 4: 0.2000 < cut 0.4000, 4 there so far"
+    verdict = arrive(rungs_of(), FIRST, [0.5, 0.4, 0.3, 0.2])[-1]
+    assert verdict.reason == (
+        "stopped at fold 1 epoch 2: 0.2000 < cut 0.4000 by more than noise 0.0000; 4 there "
+        "so far"
+    )
 
 
-def test_recording_twice_changes_nothing() -> None:
-    once, twice = Rungs(), Rungs()
-    for rungs, times in ((once, 1), (twice, 2)):
-        for _ in range(times):
-            for trial in range(6):
-                rungs.record("0+1", trial, trial / 10)
-    assert once == twice
+def test_an_extra_pass_is_granted_beyond_the_share() -> None:
+    rungs = rungs_of()
+    arrive(rungs, FIRST, [0.9, 0.8])
+    verdict = rungs.extra_pass(1, "a worker is idle")
+    rungs.hear(1, FIRST, verdict.verdict)
+    assert rungs.passed(1, FIRST) and not rungs.waiting() and "idle" in verdict.reason
+
+
+def test_a_steady_rise_is_no_noise_and_jitter_is() -> None:
+    assert epoch_noise([0.1, 0.2, 0.3, 0.4]) == pytest.approx(0, abs=1e-12)
+    assert epoch_noise([0.1, 0.2]) == 0
+    rng = random.Random(0)
+    drawn = [epoch_noise([i / 10 + rng.gauss(0, 0.05) for i in range(5)]) for _ in range(2000)]
+    assert math.sqrt(sum(x * x for x in drawn) / len(drawn)) == pytest.approx(0.05, rel=0.1)
+
+
+def test_fold_noise_is_what_trial_and_fold_do_not_explain() -> None:
+    additive = [[t / 10 + f for f in (0.0, 0.3, 0.1)] for t in range(5)]
+    assert fold_noise(additive) == pytest.approx(0, abs=1e-12)
+    rng = random.Random(0)
+    noisy = [[x + rng.gauss(0, 0.02) for x in row] for row in additive * 100]
+    assert fold_noise(noisy) == pytest.approx(0.02, rel=0.1)
+    assert fold_noise([[0.5, 0.6]]) == 0 and fold_noise([]) == 0

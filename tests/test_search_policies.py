@@ -13,11 +13,13 @@ from ray.tune.search import Searcher
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import search_policies
 from policies import baselines
 from policies.arms import ARMS, GRID, run
 from policies.curves import Axis, Problem, World
 from policies.executor import History, Policy, Step, Timer, simulate
 from policies.ours import ReplayWorker
+from policies.syne_tune import SyneScheduler, syne_tune
 
 EPOCHS, FOLDS = 10, 3
 
@@ -199,8 +201,71 @@ def test_our_worker_names_a_divergence() -> None:
     assert report["end"]["state"] == "diverged" and [p["epoch"] for p in report["points"]] == [3]
 
 
+class Recorder:
+    """In the place of Syne Tune's scheduler: gives these decisions and remembers the calls."""
+
+    def __init__(self, *decisions: str) -> None:
+        self._decisions = list(decisions)
+        self.calls: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(trial: Any, result: Any = None) -> str | None:
+            self.calls.append((name.removeprefix("on_trial_"), trial.trial_id))
+            return self._decisions.pop(0) if name == "on_trial_result" else None
+
+        return call
+
+
+def test_syne_tunes_scheduler_hears_what_its_tuner_would_tell_it() -> None:
+    pytest.importorskip("syne_tune")
+
+    def heard(configs: list[dict[str, Any]], *decisions: str) -> list[Any]:
+        recorder, worker = Recorder(*decisions), baselines.RayWorker(WORLD, {1, 2})
+        scheduler = SyneScheduler(recorder)
+        policy = Policy(searcher=Listed(configs), scheduler=scheduler, train=worker)
+        simulate(policy, 1, 10**6, Timer())
+        return recorder.calls
+
+    good, bad = {"kind": "b", "x": 0.5}, {"kind": "a", "x": 1.0}
+    go_on, stop = "CONTINUE", "STOP"
+    stopped = heard([good, good], go_on, stop, stop)
+    one = [("add", 0), ("result", 0), ("result", 0), ("remove", 0)]
+    assert stopped == [*one, ("add", 1), ("result", 1), ("remove", 1)]
+    # Of the last epoch it is asked too, as of any other.
+    whole = [("add", 0), *[("result", 0)] * 3]
+    assert heard([good], go_on, go_on, stop) == [*whole, ("remove", 0)]
+    assert heard([bad], go_on, go_on, go_on) == [*whole, ("complete", 0)]  # it has diverged
+
+
+def test_syne_tune_is_given_our_space_our_epochs_and_scores_where_higher_is_better() -> None:
+    pytest.importorskip("syne_tune")
+    policy = syne_tune(WORLD, "BOHB")
+    told = vars(policy.scheduler)["_scheduler"]
+    assert told.max_t == WORLD.max_t and told.metric_mode() == "max"
+    drawn = [told.suggest().config for _ in range(200)]
+    assert {config["kind"] for config in drawn} == {"a", "b"}
+    assert all(0.01 <= config["x"] <= 1 for config in drawn)
+    assert 0.05 < np.median([config["x"] for config in drawn]) < 0.2  # logarithmic
+
+
+def test_policies_that_cannot_run_are_left_out_with_one_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "syne_tune"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "syne_tune", None)  # as if it were not installed
+    monkeypatch.setattr(sys, "argv", ["search_policies.py"])
+    assert search_policies._arguments().arms == [a for a in ARMS if not a.startswith("syne")]
+    said = capsys.readouterr().err
+    assert said.startswith("left out Syne Tune ASHACQR, Syne Tune BOHB: it needs Syne Tune: ")
+    assert len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_policy_runs_and_does_the_same_again(arm: str) -> None:
+    reason = ARMS[arm].lacking()
+    if reason:
+        pytest.skip(reason)
     one, two = run(arm, WORLD, 12), run(arm, WORLD, 12)
     assert (one.regret_G == two.regret_G).all() and one.tried == two.tried
     assert one.finished >= 1 and one.regret_G[-1] < 0.9

@@ -13,6 +13,7 @@ from policies import baselines
 from policies.curves import World
 from policies.executor import Policy, Timer, simulate
 from policies.ours import ours
+from policies.syne_tune import lacking, syne_tune
 
 WORKERS = 8
 FOLDS = 5
@@ -35,6 +36,7 @@ class Arm:
 
     title: str
     make: Callable[[Job], Policy]
+    lacking: Callable[[], str | None] = lambda: None  # why it cannot be made here
 
 
 def _asha(job: Job, tpe: bool, grace: float) -> Policy:
@@ -52,6 +54,14 @@ def _ours(job: Job, deadline: bool) -> Policy:
     return ours(job.world, WORKERS, job.folder, job.timer, end)
 
 
+def _syne_tune(scheduler: str) -> Arm:
+    return Arm(
+        title=f"Syne Tune {scheduler}",
+        make=lambda job: syne_tune(job.world, scheduler),
+        lacking=lambda: lacking(scheduler),
+    )
+
+
 TRIAL, FOLD = "10% of a trial", "10% of a fold"  # ASHA's grace period; its factor is 3
 ARMS = {
     "random": Arm("random, no pruning", lambda j: baselines.unpruned(j.world)),
@@ -65,6 +75,8 @@ ARMS = {
         f"Optuna + ASHA, {FOLD}", lambda j: _asha(j, True, 0.1 * j.world.problem.epochs)
     ),
     "top3": Arm("top 3 after one epoch", lambda j: baselines.top_of_pool(j.world)),
+    "syne-cqr": _syne_tune("ASHACQR"),
+    "syne-bohb": _syne_tune("BOHB"),
     "ours": Arm("ours", lambda j: _ours(j, False)),
     "ours-hours": Arm("ours, told the hours", lambda j: _ours(j, True)),
 }

@@ -135,13 +135,13 @@ def milestones(scheduler: AsyncHyperBandScheduler) -> set[int]:
 
 
 def random_search(world: World) -> Searcher:
-    return RandomSearch(world.problem.axes, _seed(world))
+    return RandomSearch(world.problem.axes, search_seed(world))
 
 
 def optuna_search(world: World) -> Searcher:
     """Ray's OptunaSearch with Optuna's default sampler, given the space as Tune gives it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    searcher = OptunaSearch(metric="score", mode="max", seed=_seed(world) % 2**32)
+    searcher = OptunaSearch(metric="score", mode="max", seed=search_seed(world) % 2**32)
     space: dict[str, Any] = {}
     for axis in world.problem.axes:
         if axis.options:
@@ -153,7 +153,7 @@ def optuna_search(world: World) -> Searcher:
     return searcher
 
 
-def _seed(world: World) -> int:
+def search_seed(world: World) -> int:
     """One for all policies: those that draw at random draw the same configurations."""
     return derive("search", world.problem.name, world.seed)
 
@@ -170,5 +170,5 @@ def with_asha(world: World, searcher: Searcher, scheduler: AsyncHyperBandSchedul
 
 
 def top_of_pool(world: World) -> Policy:
-    searcher = TopOfPool(world.problem.axes, _seed(world))
+    searcher = TopOfPool(world.problem.axes, search_seed(world))
     return Policy(searcher=searcher, scheduler=StopProbes(searcher), train=RayWorker(world, {1}))

@@ -13,8 +13,8 @@ from search.director import Clock, Director
 from search.journal import Journal
 from search.plan import Facts, Resources, Wish, make_plan, plan_images
 from search.run_folder import RunFolder
-from search.scheduler import DirectorScheduler
 from search.sampler import Sampler
+from search.scheduler import DirectorScheduler
 from search.searcher import DirectorSearcher
 from spaces.recipe import Recipe
 from spaces.seeds import derive

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from search.plan import Plan
 from search.policy.costs import Costs
 from search.policy.rungs import Rung, Rungs
-from search.trials import FINISHED, Trial, Trials
+from search.trials import Trial, Trials
 
 
 class Outlook:
@@ -61,7 +61,7 @@ class Outlook:
     def work_left(self, trial: Trial) -> float:
         """Seconds of one worker until all folds are done."""
         epochs = sum(
-            self._plan.epochs - trial.epochs_done(fold)
+            self._plan.epochs - trial.newest.get(fold, 0)
             for fold in self._order
             if fold not in trial.folds
         )
@@ -82,8 +82,6 @@ class Outlook:
     def reserve(self) -> float:
         """Seconds that all workers need to finish the members which are still missing, the most
         advanced trials first."""
-        missing = self._plan.members - sum(
-            trial.state == FINISHED for trial in self._trials.all.values()
-        )
+        missing = self._plan.members - len(self._trials.members())
         work = sorted(self.work_left(trial) for trial in self._trials.open())
         return sum(work[: max(0, missing)]) / self._plan.workers

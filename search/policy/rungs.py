@@ -102,6 +102,7 @@ class Rungs:
         self._keep = dict(zip(self.rungs, keep, strict=True))
         self._cohort, self._room = cohort, room
         self._levels = {rung: _Level() for rung in self.rungs}
+        self._waits: dict[int, Rung] = {}
 
     # -- hearing -------------------------------------------------------------------------------
 
@@ -112,6 +113,7 @@ class Rungs:
         level.values[trial], level.noise[trial] = value, noise
         if math.isfinite(value):
             level.waiting.add(trial)
+            self._waits[trial] = rung
             bisect.insort(level.ascending, value)
 
     def hear(self, trial: int, rung: Rung, verdict: str) -> None:
@@ -119,14 +121,15 @@ class Rungs:
         level = self._levels[rung]
         level.judged.add(trial)
         if verdict != WAITS:
-            level.waiting.discard(trial)
+            self.forget(trial)
         if verdict == GOES_ON:
             level.passed.add(trial)
 
     def forget(self, trial: int) -> None:
         """The trial has ended: it waits no longer. What it scored still counts for its peers."""
-        for level in self._levels.values():
-            level.waiting.discard(trial)
+        rung = self._waits.pop(trial, None)
+        if rung is not None:
+            self._levels[rung].waiting.discard(trial)
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -141,7 +144,7 @@ class Rungs:
 
     def waits_at(self, trial: int) -> Rung | None:
         """The rung at which a trial waits."""
-        return next((r for r, level in self._levels.items() if trial in level.waiting), None)
+        return self._waits.get(trial)
 
     def waiting(self) -> list[tuple[Rung, int]]:
         """All that wait: the deepest rung first, there the best first."""
@@ -217,11 +220,10 @@ class Rungs:
 
     def _verdict(self, trial: int, rung: Rung, verdict: str, why: str = "") -> Verdict:
         level, line = self._levels[rung], self._line(rung)
-        if not why:
-            why = f"< cut {line:.4f} by more than the noise, {self.margin(rung):.4f}"
+        why = f", {why}" if why else f" < cut {line:.4f} by more than noise {self.margin(rung):.4f}"
         verb = {GOES_ON: "goes on at", WAITS: "waits at", CUT: "stopped at"}[verdict]
         value, peers = level.values[trial], len(level.values)
         return Verdict(
             trial=trial, rung=rung, verdict=verdict, cut=line, peers=peers,
-            reason=f"{verb} {rung.words}: {value:.4f}, {why}; {peers} there so far",
+            reason=f"{verb} {rung.words}: {value:.4f}{why}; {peers} there so far",
         )  # fmt: skip
