@@ -20,7 +20,7 @@ from search.policy.failures import ALIKE, LOST_LIMIT, alike, not_learning
 from search.policy.micro_batches import MicroBatches
 from search.policy.noise import epoch_noise, fold_noise
 from search.policy.outlook import Outlook
-from search.policy.rungs import CUT, Rung, Rungs, Verdict
+from search.policy.rungs import CUT, WAITS, Rung, Rungs, Verdict
 from search.run_folder import RunFolder, write_json
 from search.trials import Trial, Trials
 from spaces.recipe import Recipe
@@ -28,6 +28,9 @@ from spaces.recipe import Recipe
 LATE = 3 / 4  # of the trials or the time: then other seeds of the best are tried as well
 SHARED_FOLD = 10.0  # seconds: a shorter fold is not worth another worker's start
 DISK_FLOOR = 256 * 2**20  # bytes: with less free space nothing is started
+
+
+Lease = tuple[Trial, list[int]]  # a trial, and the folds of it that a worker shall train
 
 
 class Sampler(Protocol):
@@ -155,7 +158,7 @@ class Director:
                 return self._lease(*lease)
         return None
 
-    def _left_behind(self) -> tuple[Trial, list[int]] | None:
+    def _left_behind(self) -> Lease | None:
         """A trial that may go on but is in nobody's hands: its worker or driver died, or its
         workers had nothing left to do for it."""
         for trial in self.trials.open():
@@ -163,17 +166,22 @@ class Director:
                 return trial, self.outlook.free_folds(trial)
         return None
 
-    def _passed(self) -> tuple[Trial, list[int]] | None:
+    def _passed(self) -> Lease | None:
         """A trial that waited and now has a pass."""
-        verdict = self.rungs.next_pass()
-        return self._take_up(verdict) if verdict else None
+        while (verdict := self.rungs.next_pass()) is not None:
+            if lease := self._take_up(verdict):
+                return lease
+        return None
 
-    def _take_up(self, verdict: Verdict) -> tuple[Trial, list[int]]:
+    def _take_up(self, verdict: Verdict) -> Lease | None:
+        """A trial that waited goes on; None when that needs no worker, since others did or hold
+        what is left of it."""
         self._decide(verdict)
         trial = self.trials.all[verdict.trial]
-        return trial, self.outlook.free_folds(trial)
+        folds = self.outlook.free_folds(trial) if self._advance(trial) else []
+        return (trial, folds) if folds else None
 
-    def _shared(self) -> tuple[Trial, list[int]] | None:
+    def _shared(self) -> Lease | None:
         """A fold that a running trial needs before its next rung, while its worker is at another:
         what leads becomes whole sooner."""
         for trial in self._best_running():
@@ -183,7 +191,7 @@ class Director:
                     return trial, folds[:1]
         return None
 
-    def _new(self) -> tuple[Trial, list[int]] | None:
+    def _new(self) -> Lease | None:
         """A new recipe, as long as one can still become whole beside the missing members."""
         if not self._more_trials():
             return None
@@ -211,7 +219,7 @@ class Director:
             b for b in self.plan.backbones if self.outlook.new_trial_seconds(b, size) <= left
         )
 
-    def _filler(self) -> tuple[Trial, list[int]] | None:
+    def _filler(self) -> Lease | None:
         """For a worker that nobody needs any more: the best that wait become members, and the
         folds of what runs are spread."""
         finished = len(self.trials.members()) + len(self.trials.running())
@@ -219,7 +227,8 @@ class Director:
             for _, number in self.rungs.waiting():
                 if self.outlook.wall_left(self.trials.all[number]) <= self.clock.left():
                     why = "fills a worker that has nothing new to start"
-                    return self._take_up(self.rungs.extra_pass(number, why))
+                    if lease := self._take_up(self.rungs.extra_pass(number, why)):
+                        return lease
         for trial in self._best_running():
             folds = self.outlook.shareable(trial, self.fold_order)
             if folds and self.outlook.fold_seconds(trial) <= self.clock.left():
@@ -319,7 +328,10 @@ class Director:
                 if reason:
                     self._end(trial, states.DIVERGED, reason)
                     return False
-                self._decide(self.rungs.judge(number, rung))
+                verdict = self.rungs.judge(number, rung)
+                self._decide(verdict)
+                if verdict.verdict == WAITS and self._is_ahead(trial, rung):
+                    self._decide(self.rungs.extra_pass(number, "its other folds are under way"))
                 while (worst := self.rungs.hopeless(rung)) is not None:
                     self._decide(worst)
             if not self.rungs.passed(number, rung):
@@ -328,6 +340,13 @@ class Director:
             self._finish(trial)
             return False
         return True
+
+    def _is_ahead(self, trial: Trial, rung: Rung) -> bool:
+        """Whether idle workers have begun with folds beyond a rung: stopping would waste them."""
+        held = {fold for folds in trial.leases.values() for fold in folds}
+        beyond = self.fold_order[max(1, rung.folds) :]
+        others = len(trial.leases) > 1 and any(fold in held for fold in beyond)
+        return others or any(fold in trial.folds for fold in beyond)
 
     def _value(self, trial: Trial, rung: Rung) -> float | None:
         """What a rung compares; None: the trial has not reached it."""

@@ -26,7 +26,7 @@ from spaces.space import Space
 
 # Shares of the trials after the first recipes; the rest is TPE's (benchmarks/search_policies.py).
 RANDOM_SHARE = 0.3  # keeps the others from closing in on an early favourite
-NEIGHBOUR_SHARE = 0.4  # a step from one of the best
+NEIGHBOUR_SHARE = 0.6  # a step from one of the best
 NEIGHBOUR_OF = 5  # best trials that are stepped from
 STEP = 0.2  # standard deviation of a number's step, as a share of its (logarithmic) range
 REDRAWN = 0.25  # chance of a choice to be made anew

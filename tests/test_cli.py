@@ -20,7 +20,7 @@ FLAGS = {
     "search.run": (
         "TASK --data --out --trials --hours --epochs --folds --groups --image-size --backbone "
         "--gpus-per-trial --cpus-per-trial --address --weights --cache --seed --resume --dry-run "
-        "--skip-bad --extend --force"
+        "--skip-bad --extend --force --keep-gb --warm-start"
     ),
     "search.check": "TASK --data --groups --skip-bad --cache",
     "search.leaderboard": "RUN --top --json",

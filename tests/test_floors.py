@@ -25,7 +25,7 @@ FLOORS = (
     ("ensemble",),
     (
         "search.leaderboard", "search.baselines", "search.check", "search.plan", "search.policy",
-        "search.trials", "search.director", "search.results", "search.progress",
+        "search.trials", "search.director", "search.sampler", "search.results", "search.progress",
         "search.finish", "search.terminal", "search.warm_start",
     ),
     (
@@ -39,7 +39,7 @@ FLOORS = (
 RAY = ("search.cluster", "search.trial", "search.searcher", "search.scheduler", "search.study")
 KNOWN_BY = {
     "ray": RAY,
-    "optuna": ("search.searcher",),
+    "optuna": ("search.sampler",),
     "timm": ("search.model", "search.train"),
 }
 # What the ensemble, which works without a search, may use of it.

@@ -141,7 +141,7 @@ def test_the_models_name_gives_way_when_the_width_is_short(frame: pd.DataFrame) 
 def test_what_went_wrong_is_told_word_for_word(frame: pd.DataFrame) -> None:
     text = printed(frame, 80)
     assert "0003 failed: [red]disk[/red] is full" in text
-    assert "0005 out of memory: micro-batch 1 needs more memory" in text
+    assert "0005 too big: micro-batch 1 needs more memory" in text
 
 
 def test_top_limits_trials_but_never_hides_a_baseline(frame: pd.DataFrame) -> None:

@@ -22,14 +22,13 @@ def work(director: Director) -> None:
                 break
 
 
-@pytest.mark.parametrize("trials", [6, 16])
 def test_cut_after_any_event_the_search_ends_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda fd: None)  # a killed process loses nothing without it
     whole = tmp_path / "whole"
     whole.mkdir()
-    work(director_of(whole, plan_of(trials)))
+    work(director_of(whole, plan_of(12)))
     lines = (whole / "journal.jsonl").read_bytes().splitlines(keepends=True)
     wanted, wrong = outcome(whole), []
     for count in range(1, len(lines)):
@@ -42,7 +41,7 @@ def test_cut_after_any_event_the_search_ends_the_same(
                 folder = broken / f"oof/{event.trial:04d}"
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"fold-{event.data['fold']}.npy").write_bytes(b"")
-        work(director_of(broken, plan_of(trials)))
+        work(director_of(broken, plan_of(12)))
         if outcome(broken) != wanted:
             last = read_events(whole / "journal.jsonl")[0][count - 1]
             wrong.append((count, last.kind, last.trial, last.data.get("verdict")))

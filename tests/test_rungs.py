@@ -31,15 +31,15 @@ def arrive(rungs: Rungs, rung: Rung, values: list[float], noise: float = 0.0) ->
 
 
 def test_rungs_of_a_usual_plan() -> None:
-    assert make_rungs(5, 30) == (Rung(0, 3), Rung(0, 10), Rung(1, 0), Rung(3, 0))
+    assert make_rungs(5, 30) == (Rung(0, 3), Rung(0, 8), Rung(1, 0), Rung(3, 0))
     assert make_rungs(2, 1) == (Rung(1, 0),)
 
 
 @given(st.integers(2, 10), st.integers(1, 200))
-def test_no_rung_before_an_epoch_or_at_the_very_end(folds: int, epochs: int) -> None:
+def test_no_rung_before_the_second_epoch_or_at_the_very_end(folds: int, epochs: int) -> None:
     rungs = make_rungs(folds, epochs)
     assert list(rungs) == sorted(set(rungs))
-    assert all(1 <= r.epoch < epochs if r.folds == 0 else r.epoch == 0 for r in rungs)
+    assert all(2 <= r.epoch < epochs if r.folds == 0 else r.epoch == 0 for r in rungs)
     assert all(r.folds < folds and Rung.parse(str(r)) == r for r in rungs)
 
 

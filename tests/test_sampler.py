@@ -44,7 +44,7 @@ def play(
         params, recipe, source = sampler.ask(number, MEANS.backbones, number >= late)
         journal.append("ask", number, params=params, recipe=recipe.to_dict(), source=source)
         value = 0.5 - abs(math.log10(recipe.lr) + 2)
-        journal.append("rung", number, rung="0+1", value=value, noise=0.0)
+        journal.append("rung", number, rung="0+2", value=value, noise=0.0)
         if number % 3 == 0:
             journal.append("end", number, 1, state="pruned", reason="cut")
         elif number % 5 == 0:

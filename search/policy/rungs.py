@@ -46,14 +46,14 @@ class Rung:
         return self.folds * epochs + self.epoch
 
 
-def make_rungs(folds: int, epochs: int, first: Sequence[float] = (0.1, 0.33)) -> tuple[Rung, ...]:
+def make_rungs(folds: int, epochs: int, first: Sequence[float] = (0.08, 0.25)) -> tuple[Rung, ...]:
     """Rungs at shares `first` of the first fold's epochs, at its end, and after half the folds.
 
-    The last fold's end is no rung: a trial that gets there is a member. Never before one epoch,
-    since an untrained network's score is noise.
+    The last fold's end is no rung: a trial that gets there is a member. Never before the second
+    epoch: an untrained network's score is noise, and in the first the learning rate warms up.
     """
-    inside = sorted({max(1, math.ceil(share * epochs)) for share in first} - {epochs})
-    rungs = [Rung(0, epoch) for epoch in inside]
+    inside = sorted({max(2, math.ceil(share * epochs)) for share in first})
+    rungs = [Rung(0, epoch) for epoch in inside if epoch < epochs]
     rungs += [Rung(done, 0) for done in sorted({1, math.ceil(folds / 2)}) if done < folds]
     return tuple(rungs)
 
