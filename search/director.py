@@ -20,13 +20,14 @@ from search.policy.failures import ALIKE, LOST_LIMIT, alike, not_learning
 from search.policy.micro_batches import MicroBatches
 from search.policy.noise import epoch_noise, fold_noise
 from search.policy.outlook import Outlook
-from search.policy.rungs import CUT, WAITS, Rung, Rungs, Verdict
+from search.policy.rungs import CUT, GOES_ON, WAITS, Rung, Rungs, Verdict
 from search.run_folder import RunFolder, write_json
 from search.trials import Trial, Trials
 from spaces.recipe import Recipe
 
 LATE = 3 / 4  # of the trials or the time: then other seeds of the best are tried as well
 SHARED_FOLD = 10.0  # seconds: a shorter fold is not worth another worker's start
+MISSING = "nothing new is started, and members are missing"
 DISK_FLOOR = 256 * 2**20  # bytes: with less free space nothing is started
 
 
@@ -70,7 +71,7 @@ class Director:
         on_member: Callable[[], None] = lambda: None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """The journal's last event begins this session. `finalise` assembles a whole trial's OOF
+        """The journal has this session's first event already. `finalise` assembles a whole trial's OOF
         and returns what its "end" event adds; `tell` speaks to the user."""
         self.run, self.plan, self.clock = run, plan, clock
         self.trials, self.rungs = Trials(), Rungs(plan.rungs, plan.keep)
@@ -87,8 +88,7 @@ class Director:
         self._finalise, self._on_member, self._tell = finalise, on_member, tell
         journal.listen(self._hear)
         self._ended, self._wrong = 0, []  # what failed before this session may be mended
-        for trial in self.trials.open():  # what a dead driver left undecided
-            self._advance(trial)
+        self._recover()
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -121,6 +121,20 @@ class Director:
             if len(scores) > 1:
                 self._fold_scores[event.trial] = scores
                 self.rungs.fold_noise = fold_noise(list(self._fold_scores.values()))
+
+    def _recover(self) -> None:
+        """Go on where a dead driver was, between any two of its events."""
+        events = [e for e in self._journal.events if e.kind not in ("session", "extend", "end")]
+        if len(events) > 1 and events[-1].kind == "decision":
+            before, last = events[-2:]
+            trial, verdict = self.trials.all[last.trial], last.data["verdict"]
+            if verdict == CUT and trial.state == states.RUNNING:
+                self._end(trial, states.PRUNED, last.data["reason"])
+            # Who was taken up has not just arrived: nobody else is judged then.
+            if verdict != GOES_ON or (before.kind, before.trial) == ("rung", last.trial):
+                self._cut_hopeless(Rung.parse(last.data["rung"]))
+        for trial in self.trials.open():
+            self._advance(trial)
 
     def running(self) -> int:
         """Workers that have something in their hands."""
@@ -222,12 +236,11 @@ class Director:
     def _filler(self) -> Lease | None:
         """For a worker that nobody needs any more: the best that wait become members, and the
         folds of what runs are spread."""
-        finished = len(self.trials.members()) + len(self.trials.running())
-        if self.plan.trials is None or finished < self.plan.members:
+        engaged = len(self.trials.members()) + len(self.trials.running())
+        if self.plan.trials is None or engaged < self.plan.members:
             for _, number in self.rungs.waiting():
                 if self.outlook.wall_left(self.trials.all[number]) <= self.clock.left():
-                    why = "fills a worker that has nothing new to start"
-                    if lease := self._take_up(self.rungs.extra_pass(number, why)):
+                    if lease := self._take_up(self.rungs.extra_pass(number, MISSING)):
                         return lease
         for trial in self._best_running():
             folds = self.outlook.shareable(trial, self.fold_order)
@@ -330,10 +343,9 @@ class Director:
                     return False
                 verdict = self.rungs.judge(number, rung)
                 self._decide(verdict)
-                if verdict.verdict == WAITS and self._is_ahead(trial, rung):
-                    self._decide(self.rungs.extra_pass(number, "its other folds are under way"))
-                while (worst := self.rungs.hopeless(rung)) is not None:
-                    self._decide(worst)
+                if verdict.verdict == WAITS and (why := self._why_on(trial, rung)):
+                    self._decide(self.rungs.extra_pass(number, why))
+                self._cut_hopeless(rung)
             if not self.rungs.passed(number, rung):
                 return False
         if len(trial.folds) == len(self.fold_order):
@@ -341,12 +353,19 @@ class Director:
             return False
         return True
 
-    def _is_ahead(self, trial: Trial, rung: Rung) -> bool:
-        """Whether idle workers have begun with folds beyond a rung: stopping would waste them."""
+    def _why_on(self, trial: Trial, rung: Rung) -> str | None:
+        """Why a trial that should wait goes on: a free worker would take it up again at once, or
+        idle workers have begun with folds beyond the rung."""
         held = {fold for folds in trial.leases.values() for fold in folds}
         beyond = self.fold_order[max(1, rung.folds) :]
         others = len(trial.leases) > 1 and any(fold in held for fold in beyond)
-        return others or any(fold in trial.folds for fold in beyond)
+        if others or any(fold in trial.folds for fold in beyond):
+            return "its other folds are under way"
+        engaged = len(self.trials.members()) + len(self.trials.running())
+        first = self.rungs.waiting()[0][1] == trial.number
+        if first and not self._more_trials() and engaged <= self.plan.members:
+            return MISSING
+        return None
 
     def _value(self, trial: Trial, rung: Rung) -> float | None:
         """What a rung compares; None: the trial has not reached it."""

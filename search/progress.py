@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from search.director import Director
 from search.journal import Event
-from search.policy.rungs import WAITS
 from search.terminal import duration, say
 from search.trials import FINISHED, Trial
 
@@ -28,8 +27,8 @@ class TrialLines:
             return
         if event.kind == "end" and event.trial not in self._told:
             self._line(self._of(trial, trial.state))
-        elif event.kind == "decision" and event.data["verdict"] == WAITS:
-            # Whether it gets a pass or not: most that wait are never taken up again.
+        elif event.kind == "pause" and self._director.rungs.waits_at(event.trial):
+            # Most that wait are never taken up again: this is their line.
             self._told.add(event.trial)
             self._line(self._of(trial, "waits"))
         elif event.kind == "attempt":

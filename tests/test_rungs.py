@@ -109,8 +109,7 @@ def test_a_value_that_is_not_finite_is_cut_even_alone(value: float) -> None:
 def test_the_reason_tells_value_cut_and_peers() -> None:
     verdict = arrive(rungs_of(), FIRST, [0.5, 0.4, 0.3, 0.2])[-1]
     assert verdict.reason == (
-        "stopped at fold 1 epoch 2: 0.2000 < cut 0.4000 by more than noise 0.0000; 4 there "
-        "so far"
+        "stopped at fold 1 epoch 2: 0.2000 < cut 0.4000 by more than noise 0.0000; 4 there so far"
     )
 
 
