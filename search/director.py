@@ -71,8 +71,8 @@ class Director:
         on_member: Callable[[], None] = lambda: None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """The journal has this session's first event already. `finalise` assembles a whole trial's OOF
-        and returns what its "end" event adds; `tell` speaks to the user."""
+        """The journal has this session's first event already. `finalise` assembles a whole trial's
+        OOF and returns what its "end" event adds; `tell` speaks to the user."""
         self.run, self.plan, self.clock = run, plan, clock
         self.trials, self.rungs = Trials(), Rungs(plan.rungs, plan.keep)
         self.fold_order = fold_order
@@ -239,9 +239,9 @@ class Director:
         engaged = len(self.trials.members()) + len(self.trials.running())
         if self.plan.trials is None or engaged < self.plan.members:
             for _, number in self.rungs.waiting():
-                if self.outlook.wall_left(self.trials.all[number]) <= self.clock.left():
-                    if lease := self._take_up(self.rungs.extra_pass(number, MISSING)):
-                        return lease
+                fits = self.outlook.wall_left(self.trials.all[number]) <= self.clock.left()
+                if fits and (lease := self._take_up(self.rungs.extra_pass(number, MISSING))):
+                    return lease
         for trial in self._best_running():
             folds = self.outlook.shareable(trial, self.fold_order)
             if folds and self.outlook.fold_seconds(trial) <= self.clock.left():
@@ -341,11 +341,10 @@ class Director:
                 if reason:
                     self._end(trial, states.DIVERGED, reason)
                     return False
-                verdict = self.rungs.judge(number, rung)
-                self._decide(verdict)
-                if verdict.verdict == WAITS and (why := self._why_on(trial, rung)):
-                    self._decide(self.rungs.extra_pass(number, why))
+                self._decide(self.rungs.judge(number, rung))
                 self._cut_hopeless(rung)
+                if self.rungs.waits_at(number) and (why := self._why_on(trial, rung)):
+                    self._decide(self.rungs.extra_pass(number, why))
             if not self.rungs.passed(number, rung):
                 return False
         if len(trial.folds) == len(self.fold_order):
@@ -366,6 +365,10 @@ class Director:
         if first and not self._more_trials() and engaged <= self.plan.members:
             return MISSING
         return None
+
+    def _cut_hopeless(self, rung: Rung) -> None:
+        while (worst := self.rungs.hopeless(rung)) is not None:
+            self._decide(worst)
 
     def _value(self, trial: Trial, rung: Rung) -> float | None:
         """What a rung compares; None: the trial has not reached it."""
