@@ -20,7 +20,7 @@ from search.policy.failures import ALIKE, LOST_LIMIT, alike, not_learning
 from search.policy.micro_batches import MicroBatches
 from search.policy.noise import epoch_noise, fold_noise
 from search.policy.outlook import Outlook
-from search.policy.rungs import CUT, GOES_ON, WAITS, Rung, Rungs, Verdict
+from search.policy.rungs import CUT, GOES_ON, Rung, Rungs, Verdict
 from search.run_folder import RunFolder, write_json
 from search.trials import Trial, Trials
 from spaces.recipe import Recipe

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.run_folder import FORMAT, check_format
+from search.run_folder import check_format
 from spaces.errors import UserError
+
+FORMAT = 2  # version of the lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def read_events(path: Path) -> tuple[list[Event], int]:
                 break
             raise _damaged(path, number, error) from None
         # Told apart from damage: what another version wrote may have any fields.
-        check_format(path, written_in)
+        check_format(path, written_in, FORMAT)
         try:
             events.append(Event(**record))
         except TypeError as error:

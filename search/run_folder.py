@@ -59,15 +59,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def check_format(where: Path | str, got: object) -> None:
-    """Raises UserError unless `got`, the format version that was read at `where`, is ours."""
-    if isinstance(got, int) and got > FORMAT:
+def check_format(where: Path | str, got: object, reads: int = FORMAT) -> None:
+    """Raises UserError unless `got`, the format version that was read at `where`, is `reads`."""
+    if got == reads:
+        return
+    if isinstance(got, int) and got > reads:
         raise UserError(
-            f"{where} was written by a newer version (format {got}; this version reads {FORMAT}); "
+            f"{where} was written by a newer version (format {got}; this version reads {reads}); "
             "update rungfold"
         )
-    if got != FORMAT:
-        raise UserError(f"{where} has format {got!r}; this version reads format {FORMAT}")
+    if isinstance(got, int):
+        raise UserError(
+            f"{where} was written by an older version (format {got}; this version reads {reads}); "
+            "use that version to go on, or start a new run"
+        )
+    raise UserError(f"{where} has format {got!r}; this version reads format {reads}")
 
 
 class RunFolder:

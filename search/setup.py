@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from search.journal import read_events
 from search.plan import Plan, Resources
 from search.run_folder import RunFolder, read_json, write_json
 from spaces.errors import UserError
@@ -91,6 +92,7 @@ def reopen(path: Path | str, force: bool = False) -> Setup:
     images, weights) is gone or has changed; `force` accepts another task file.
     """
     run = RunFolder.open(path)
+    read_events(run.journal)  # of another version, or damaged: told before all else
     saved = read_json(run.run)
     means = {**saved["means"]}
     for name in ("image_sizes", "backbones"):

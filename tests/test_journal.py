@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.journal import Event, Journal, read_events, seconds_used
+from search.journal import FORMAT, Event, Journal, read_events, seconds_used
 from spaces.errors import UserError
 
 DAY = 86400.0
@@ -110,16 +110,24 @@ def in_format(path: Path, version: object) -> None:
 
 def test_a_newer_journal_asks_for_an_update(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    in_format(path, 2)
+    in_format(path, FORMAT + 1)
     with pytest.raises(UserError, match=r"journal\.jsonl was written by a newer version") as caught:
         read_events(path)
-    assert "(format 2; this version reads 1); update rungfold" in str(caught.value)
+    assert f"(format {FORMAT + 1}; this version reads {FORMAT}); update" in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [0, None, "x"])
+def test_an_older_journal_is_not_misread(tmp_path: Path) -> None:
+    in_format(tmp_path / "j", FORMAT - 1)
+    with pytest.raises(UserError, match=r"older version .* or start a new run"):
+        read_events(tmp_path / "j")
+
+
+@pytest.mark.parametrize("version", [None, "x"])
 def test_any_other_format_is_told_as_it_is(tmp_path: Path, version: object) -> None:
     in_format(tmp_path / "j", version)
-    with pytest.raises(UserError, match=f"has format {version!r}; this version reads format 1"):
+    with pytest.raises(
+        UserError, match=f"has format {version!r}; this version reads format {FORMAT}"
+    ):
         read_events(tmp_path / "j")
 
 

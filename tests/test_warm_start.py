@@ -98,7 +98,7 @@ class Old:
         number, self.count = self.count, self.count + 1
         recipe = {"backbone": params["backbone"], "image_size": 64}
         self.journal.append("ask", number, params=dict(params), recipe=recipe, source="random")
-        self.journal.append("attempt", number, 1)
+        self.journal.append("attempt", number, 1, folds=[0, 1])
         points = [
             {"fold": ORDER[0], "epoch": e, "score": 0.1 * e, "seconds": 1.0, "peak_memory": 1,
              "micro_batch": 8}
