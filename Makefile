@@ -37,7 +37,7 @@ test: ready-test
 slow: ready-test
 	$(PY) -m pytest -m slow $(ARGS)
 
-bench: ready-run
+bench: ready-test
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" $(ARGS); done
 
 $(PY):

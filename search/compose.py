@@ -26,7 +26,7 @@ from search.terminal import say
 from search.trial import Context
 from search.trials import FINISHED, RUNNING, Trial
 from search.warm_start import load as load_priors
-from spaces.backbones import FIXED_SIZE, architecture, relative_cost
+from spaces.backbones import relative_cost, side_of
 from spaces.errors import UserError
 from spaces.recipe import Recipe
 from spaces.space import Space
@@ -163,8 +163,7 @@ def _first_recipes(
     runs."""
 
     def cost(backbone: str) -> float:
-        size = FIXED_SIZE.get(architecture(backbone), plan.image_sizes[0])
-        return relative_cost(backbone, size, gpu)
+        return relative_cost(backbone, side_of(backbone, plan.image_sizes[0]), gpu)
 
     limit = max(len(space.first) + SERIES, (plan.trials or 0) // 3)
     warm = first_from(priors, space, max(1, limit // 2))

@@ -23,6 +23,7 @@ from search.policy.outlook import Outlook
 from search.policy.rungs import CUT, GOES_ON, Rung, Rungs, Verdict
 from search.run_folder import RunFolder, write_json
 from search.trials import Trial, Trials
+from spaces.backbones import side_of
 from spaces.recipe import Recipe
 
 LATE = 3 / 4  # of the trials or the time: then other seeds of the best are tried as well
@@ -142,14 +143,17 @@ class Director:
 
     def over(self) -> bool:
         """Whether nothing is under way or kept waiting by a full disk."""
-        return not self.running() and not self.disk_full
+        if self.running():
+            return False
+        may_start = not (self.interrupted or self.clock.left() <= 0 or self.broken())
+        return not (self.disk_full and may_start)
 
     def broken(self) -> str | None:
         """The first traceback, when this session's failures are a bug rather than bad luck: three
         alike, or nothing but failures from the start."""
         if not self._wrong:
             return None
-        if len(self._wrong) == self._ended and self._ended in (ALIKE, self.plan.trials):
+        if len(self._wrong) == self._ended and self._ended >= min(ALIKE, self.plan.trials or ALIKE):
             return self._wrong[0].reason
         return alike([trial.reason for trial in self._wrong if trial.state == states.FAILED])
 
@@ -183,6 +187,8 @@ class Director:
     def _passed(self) -> Lease | None:
         """A trial that waited and now has a pass."""
         while (verdict := self.rungs.next_pass()) is not None:
+            if not self.outlook.fits(self.trials.all[verdict.trial], self.clock.left()):
+                return None
             if lease := self._take_up(verdict):
                 return lease
         return None
@@ -199,7 +205,7 @@ class Director:
         """A fold that a running trial needs before its next rung, while its worker is at another:
         what leads becomes whole sooner."""
         for trial in self._best_running():
-            if self.outlook.fold_seconds(trial) >= SHARED_FOLD:
+            if SHARED_FOLD <= self.outlook.fold_seconds(trial) <= self.clock.left():
                 folds = self.outlook.shareable(trial, self.outlook.wanted_folds(trial))
                 if folds:
                     return trial, folds[:1]
@@ -228,9 +234,11 @@ class Director:
         if self.clock.deadline is None:
             return self.plan.backbones
         left = self.clock.left() - self.outlook.reserve()
-        size = self.plan.image_sizes[0]
+        usual = self.plan.image_sizes[0]
         return tuple(
-            b for b in self.plan.backbones if self.outlook.new_trial_seconds(b, size) <= left
+            b
+            for b in self.plan.backbones
+            if self.outlook.new_trial_seconds(b, side_of(b, usual)) <= left
         )
 
     def _filler(self) -> Lease | None:
@@ -239,7 +247,7 @@ class Director:
         engaged = len(self.trials.members()) + len(self.trials.running())
         if self.plan.trials is None or engaged < self.plan.members:
             for _, number in self.rungs.waiting():
-                fits = self.outlook.wall_left(self.trials.all[number]) <= self.clock.left()
+                fits = self.outlook.fits(self.trials.all[number], self.clock.left())
                 if fits and (lease := self._take_up(self.rungs.extra_pass(number, MISSING))):
                     return lease
         for trial in self._best_running():
@@ -310,10 +318,11 @@ class Director:
         if not self._advance(trial):
             self._release(trial, attempt)
             return False
-        if not trial.leases[attempt] or trial.leases[attempt][0] not in self._allowed(trial):
+        rest = trial.leases[attempt]
+        if fold is not None and (not rest or rest[0] not in self._allowed(trial)):
             self._release(trial, attempt)  # others hold what is left before the next rung
             return False
-        return self._may_go_on(trial)
+        return self._may_go_on(trial, attempt)
 
     def _allowed(self, trial: Trial) -> list[int]:
         """Folds that may be trained now: those before the next rung, or any when nothing new is
@@ -341,7 +350,7 @@ class Director:
                 if reason:
                     self._end(trial, states.DIVERGED, reason)
                     return False
-                self._decide(self.rungs.judge(number, rung))
+                self._decide(self.rungs.judge(number, rung, spare=self._spare()))
                 self._cut_hopeless(rung)
                 if self.rungs.waits_at(number) and (why := self._why_on(trial, rung)):
                     self._decide(self.rungs.extra_pass(number, why))
@@ -367,8 +376,12 @@ class Director:
         return None
 
     def _cut_hopeless(self, rung: Rung) -> None:
-        while (worst := self.rungs.hopeless(rung)) is not None:
+        while self._spare() and (worst := self.rungs.hopeless(rung)) is not None:
             self._decide(worst)
+
+    def _spare(self) -> bool:
+        """Whether a trial may be cut: enough are left to become the members that are wanted."""
+        return len(self.trials.members()) + len(self.trials.open()) > self.plan.members
 
     def _value(self, trial: Trial, rung: Rung) -> float | None:
         """What a rung compares; None: the trial has not reached it."""
@@ -394,13 +407,14 @@ class Director:
         if verdict.verdict == CUT:
             self._end(trial, states.PRUNED, verdict.reason)
 
-    def _may_go_on(self, trial: Trial) -> bool:
+    def _may_go_on(self, trial: Trial, attempt: int) -> bool:
         """Whether there is time for the rest of the trial; ends it as "stopped" if not."""
         needed = self.outlook.wall_left(trial)
         if self.interrupted:
-            # Cheap enough to finish after Ctrl-C: the last fold is under way.
+            # Cheap enough to finish after Ctrl-C: the last fold is under way. The others stay as
+            # they are, for a resumed run to go on with.
             if len(trial.folds) < len(self.fold_order) - 1:
-                self._end(trial, states.STOPPED, "interrupted")
+                self._release(trial, attempt)
                 return False
         elif needed > self.clock.left():
             self._end(trial, states.STOPPED, f"out of time: {needed:.0f} s more were needed")
@@ -422,12 +436,15 @@ class Director:
     # -- ends ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """The search is over: who still waits, waits in vain."""
+        """The search is over: who still waits, waits in vain. Not after Ctrl-C, when it may be
+        resumed."""
         for rung, number in self.rungs.waiting():
             self._end(
                 self.trials.all[number], states.PRUNED,
                 f"waited at {rung.words} for a pass until the end of the search",
             )  # fmt: skip
+        for trial in self.trials.open():  # a worker died when there was no time for another
+            self._end(trial, states.STOPPED, "out of time")
 
     def _finish(self, trial: Trial) -> None:
         checkpoints = self.run.checkpoints(trial.number)

@@ -6,11 +6,12 @@ Every choice carries its reason; `search.run` prints them and stores them in run
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from search.journal import Event
 from search.policy.rungs import Rung, make_rungs
-from spaces.backbones import FIXED_SIZE, architecture, relative_cost
+from spaces.backbones import FIXED_SIZE, architecture, relative_cost, side_of
 from spaces.errors import UserError
 
 DEFAULT_TRIALS = 16
@@ -99,6 +100,11 @@ class Plan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Plan":
         fields = dict(data)
+        if missing := {f.name for f in dataclass_fields(cls)} - fields.keys():
+            raise UserError(
+                f"the run's plan has no {', '.join(sorted(missing))}: another version made it; use "
+                "that version, or start a new run"
+            )
         for name in ("image_sizes", "backbones", "keep", "reasons"):
             fields[name] = tuple(fields[name])
         fields["rungs"] = tuple(Rung(**rung) for rung in fields["rungs"])
@@ -176,7 +182,7 @@ def make_plan(wish: Wish, facts: Facts, images: ImagePlan, resources: Resources)
         return EVALUATION * train_rows * relative_cost(backbone, size, gpu) / rate
 
     def size_of(backbone: str) -> int:
-        return FIXED_SIZE.get(architecture(backbone), sizes[0])
+        return side_of(backbone, sizes[0])
 
     costs = {b: fold_epoch_seconds(b, size_of(b)) for b in offered}
     cheapest = min(costs.values())

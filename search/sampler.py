@@ -168,7 +168,7 @@ class Sampler:
         self._space, self._seed, self._epochs = space, seed, epochs
         self._backbones, self._whole = set(backbones), Rung(folds, 0)
         self._rungs = (*rungs, self._whole)
-        self._first = list(first)
+        self._first = list(first)  # those that were not asked yet
         self._priors = [(self._known(p.params)[1], p) for p in priors]
         self._seen: dict[int, Observation] = {}
         self._at: dict[Rung, int] = dict.fromkeys(self._rungs, 0)  # arrivals
@@ -179,6 +179,8 @@ class Sampler:
         data = event.data
         if event.kind == "ask":
             _, distributions = self._known(data["params"])
+            if data["params"] in self._first:
+                self._first.remove(data["params"])
             self._seen[event.trial] = Observation(
                 params=data["params"], recipe=data["recipe"], distributions=distributions
             )
@@ -211,9 +213,9 @@ class Sampler:
         A given trial number and history always give the same answer.
         """
         rng = np.random.default_rng(derive(self._seed, "ask", number))
-        usable = [params for params in self._first if params["backbone"] in backbones]
-        if number < len(usable):
-            return self._make(_by_chance(rng), usable[number], "first")
+        for params in self._first:
+            if params["backbone"] in backbones:
+                return self._make(_by_chance(rng), params, "first")
         if late and rng.random() < SEED_SHARE and (again := self._another_seed(backbones)):
             return again
         study = cache(lambda: self._study(int(rng.integers(2**31))))

@@ -30,7 +30,8 @@ class Trial:
     reason: str = ""
     attempt: int = 0  # the newest lease's number
     leases: dict[int, list[int]] = field(default_factory=dict)  # attempt -> folds in its hands
-    losses: int = 0  # workers lost one after another without an epoch or fold in between
+    losses: int = 0  # times that workers were lost without an epoch or fold in between
+    lost_upto: int = 0  # leases up to this one were begun before the last loss
     folds: dict[int, dict[str, Any]] = field(default_factory=dict)  # fold -> its "fold" event data
     curve: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)  # (fold, epoch)
     newest: dict[int, int] = field(default_factory=dict)  # fold -> newest epoch reported
@@ -99,9 +100,12 @@ class Trials:
                 taken = [i for i, fold in enumerate(folds) if fold in data["folds"]]
                 del folds[min(taken, default=len(folds)) :]
             trial.leases[event.attempt] = list(data["folds"])
-        elif event.kind in ("pause", "lost"):
+        elif event.kind == "pause":
             trial.leases.pop(event.attempt, None)
-            trial.losses += event.kind == "lost"
+        elif event.kind == "lost":
+            trial.leases.pop(event.attempt, None)
+            if event.attempt > trial.lost_upto:  # one dead node may hold several leases
+                trial.losses, trial.lost_upto = trial.losses + 1, trial.attempt
         elif event.kind == "epochs":
             for point in data["points"]:
                 key = point["fold"], point["epoch"]

@@ -61,6 +61,11 @@ def series(backbone: str) -> str:
     return found[0] if found else plain
 
 
+def side_of(backbone: str, usual: int) -> int:
+    """The side in pixels at which a backbone sees images: its own where it is fixed."""
+    return FIXED_SIZE.get(architecture(backbone), usual)
+
+
 def relative_cost(backbone: str, image_size: int, gpu: bool) -> float:
     """Training cost of one image, in units of test_efficientnet at 64 px (CPU) or of resnet18 at
     224 px (GPU). A backbone without an entry counts as a resnet50: dear, yet not excluded."""

@@ -54,7 +54,7 @@ def test_passes_are_a_share_of_the_arrivals_and_go_to_the_best(
         assert values[verdict.trial] == max(others)
         rungs.hear(verdict.trial, FIRST, verdict.verdict)
     passed = sum(rungs.passed(trial, FIRST) for trial in range(len(values)))
-    assert passed == max(1, math.floor(keep * len(values) + 1e-9)) or not rungs.waiting()
+    assert passed == math.ceil(keep * len(values) - 1e-9) or not rungs.waiting()
 
 
 def test_better_and_better_arrivals_do_not_all_go_on() -> None:

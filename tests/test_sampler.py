@@ -25,10 +25,15 @@ SPACE = TASK.space(MEANS)
 FIRST = [SPACE.fixed(values)[1] for values in SPACE.first]
 
 
-def sampler_on(journal: Journal, seed: int = 0, priors: Sequence[PriorObservation] = ()) -> Sampler:
+def sampler_on(
+    journal: Journal,
+    seed: int = 0,
+    first: Sequence[dict[str, Any]] = FIRST,
+    priors: Sequence[PriorObservation] = (),
+) -> Sampler:
     sampler = Sampler(
         SPACE, seed, backbones=MEANS.backbones, rungs=make_rungs(5, MEANS.epochs), folds=5,
-        epochs=MEANS.epochs, first=FIRST, priors=priors,
+        epochs=MEANS.epochs, first=first, priors=priors,
     )  # fmt: skip
     journal.listen(sampler.apply)
     return sampler
@@ -101,9 +106,8 @@ def test_no_recipe_is_tried_twice(tmp_path: Path) -> None:
 def test_earlier_runs_guide_the_first_draws(tmp_path: Path) -> None:
     def rates(priors: list[PriorObservation], name: str) -> list[float]:
         journal = Journal(tmp_path / name)
-        sampler = sampler_on(journal, priors=priors)
-        start = len(FIRST)
-        asked = [sampler.ask(number, MEANS.backbones, False) for number in range(start, start + 40)]
+        sampler = sampler_on(journal, first=(), priors=priors)
+        asked = [sampler.ask(number, MEANS.backbones, False) for number in range(40)]
         return [params["lr@cnn"] for params, _, source in asked if source == "sampler"]
 
     base = SPACE.fixed({})[1]
@@ -133,6 +137,21 @@ def test_rebuilt_from_the_journal_it_asks_as_if_it_had_never_died(tmp_path: Path
     broken.close()
     again = Journal(tmp_path / "broken")
     assert play(again, sampler_on(again), cut, 24, late=15) == expected[cut:]
+
+
+def test_first_recipes_that_take_too_long_now_are_asked_later_if_there_is_time(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path / "j")
+    sampler = sampler_on(journal)
+    few = tuple(b for b in MEANS.backbones if b != FIRST[0]["backbone"])
+    asked = []
+    for number in range(len(FIRST)):
+        params, recipe, source = sampler.ask(number, few if number < 2 else MEANS.backbones, False)
+        journal.append("ask", number, params=params, recipe=recipe.to_dict(), source=source)
+        asked.append(params)
+    assert asked[0] != FIRST[0] == asked[2]
+    assert all(asked.count(params) == 1 for params in asked)
 
 
 def test_only_affordable_backbones_are_asked_for(tmp_path: Path) -> None:

@@ -68,10 +68,22 @@ class Outlook:
         return self.fold_seconds(trial) * epochs / self._plan.epochs
 
     def wall_left(self, trial: Trial) -> float:
-        """Seconds until all folds are done when every worker helps."""
-        left = sum(fold not in trial.folds for fold in self._order)
-        rounds = math.ceil(left / self._plan.workers)
-        return min(self.work_left(trial), self.fold_seconds(trial) * rounds)
+        """Seconds until all folds are done when every worker helps, once the first is done."""
+        first = self._order[0]
+        left = sum(fold not in trial.folds for fold in self._order if fold != first)
+        seconds = self.fold_seconds(trial) * math.ceil(left / self._plan.workers)
+        if first not in trial.folds:
+            share = 1 - trial.newest.get(first, 0) / self._plan.epochs
+            seconds += self.fold_seconds(trial) * share
+        return min(self.work_left(trial), seconds)
+
+    def fits(self, trial: Trial, left: float) -> bool:
+        """Whether a trial can be whole in `left` seconds, beside what is running."""
+        if math.isinf(left):
+            return True
+        busy = sum(self.work_left(other) for other in self._trials.running() if other is not trial)
+        room = left * self._plan.workers - busy
+        return self.wall_left(trial) <= left and self.work_left(trial) <= room
 
     def new_trial_seconds(self, backbone: str, size: int) -> float:
         """Seconds in which a new trial can be whole: its first fold by one worker, the others by

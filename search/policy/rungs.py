@@ -151,15 +151,15 @@ class Rungs:
         levels = [(rung, self._levels[rung]) for rung in reversed(self.rungs)]
         return [(rung, trial) for rung, level in levels for trial in level.best_first()]
 
-    def judge(self, trial: int, rung: Rung) -> Verdict:
+    def judge(self, trial: int, rung: Rung, spare: bool = True) -> Verdict:
         """What happens to a trial that has just arrived: it goes on at once if there is a pass
-        and nobody better waits for it."""
+        and nobody better waits for it. Unless it can be spared it is not cut."""
         level = self._levels[rung]
         if not math.isfinite(level.values[trial]):
             return self._verdict(trial, rung, CUT, "that is no score")
         if self._passes_left(rung) and level.best_first()[0] == trial:
             return self._verdict(trial, rung, GOES_ON, "the best there")
-        if self._clearly_worse(trial, rung):
+        if spare and self._clearly_worse(trial, rung):
             return self._verdict(trial, rung, CUT)
         better = level.best_first().index(trial)
         return self._verdict(
@@ -201,10 +201,10 @@ class Rungs:
     # -- helpers -------------------------------------------------------------------------------
 
     def _passes_left(self, rung: Rung) -> bool:
-        """The first arrival has a pass at once, so that a run soon has something whole."""
+        """Rounded up: the first arrival has a pass at once, so that a run soon has something
+        whole."""
         level = self._levels[rung]
-        granted = max(1, math.floor(self._keep[rung] * len(level.values) + 1e-9))
-        return granted > len(level.passed)
+        return math.ceil(self._keep[rung] * len(level.values) - 1e-9) > len(level.passed)
 
     def _line(self, rung: Rung) -> float | None:
         """The lowest value of the best `keep` share of a rung's arrivals."""
