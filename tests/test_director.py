@@ -7,13 +7,14 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from search import trials as states
-from search.director import Clock, Director
+from search.director import DISK_FLOOR, Clock, Director
 from search.journal import Event, Journal, read_events
 from search.plan import FINISH, Facts, Plan, Resources, Wish, make_plan, plan_images
 from search.policy.failures import ALIKE
@@ -55,12 +56,17 @@ def finalise(trial: Trial) -> dict[str, float]:
     return {"score": trial.score(), "pooled": 0.0}
 
 
-def director_of(root: Path, plan: Plan | None = None, clock: Clock | None = None) -> Director:
+def director_of(
+    root: Path,
+    plan: Plan | None = None,
+    clock: Clock | None = None,
+    tell: Callable[[str], None] = print,
+) -> Director:
     journal = Journal(root / "journal.jsonl")
     journal.append("session")
     return Director(
         RunFolder(root), plan or plan_of(), journal, Sampler(),
-        fold_order=ORDER, clock=clock or Clock(), finalise=finalise,
+        fold_order=ORDER, clock=clock or Clock(), finalise=finalise, tell=tell,
     )  # fmt: skip
 
 
@@ -245,3 +251,87 @@ def test_after_ctrl_c_only_the_last_fold_is_finished(tmp_path: Path) -> None:
             break
     assert director.trials.all[0].state == states.FINISHED
     assert director.next_config() is None
+
+
+def test_ctrl_c_throws_no_fold_away(tmp_path: Path) -> None:
+    director = director_of(tmp_path, plan_of(1))
+    config = director.next_config()
+    assert config is not None
+    for report in reports(director.run, config):
+        director.interrupted = "fold" in report
+        if not director.on_result(report):
+            break
+    assert director.over() and director.next_config() is None
+    assert director.trials.all[0].state == states.RUNNING
+    again = director_of(tmp_path, plan_of(1))
+    work(again)
+    assert again.trials.all[0].state == states.FINISHED
+    folds = [e.data["fold"] for e in read_events(tmp_path / "journal.jsonl")[0] if e.kind == "fold"]
+    assert folds == ORDER
+
+
+def free_disk(monkeypatch: pytest.MonkeyPatch, free: list[int]) -> None:
+    """Let the disk have free[0] bytes of room."""
+    monkeypatch.setattr(
+        "search.director.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0])
+    )
+
+
+def test_a_full_disk_pauses_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, said = [10 * DISK_FLOOR], list[str]()
+    free_disk(monkeypatch, free)
+    director = director_of(tmp_path, plan_of(1), tell=said.append)
+    assert director.next_config() is not None
+    lost = {"trial": 0, "attempt": 1, "points": [], "lost": "disk full: No space left"}
+    assert not director.on_result(lost)
+    # What was free was too little, however much it was.
+    assert director.next_config() is None and not director.over() and "is full" in said[-1]
+    free[0] += 2 * DISK_FLOOR
+    work(director)
+    assert "room again" in said[-1] and director.trials.all[0].state == states.FINISHED
+
+
+def test_a_full_disk_does_not_outlast_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_disk(monkeypatch, [0])
+    director = director_of(tmp_path, plan_of(1))
+    assert director.next_config() is None and not director.over()
+    director.interrupted = True
+    assert director.next_config() is None and director.over()
+
+
+def test_a_node_that_dies_with_several_leases_of_a_trial_counts_once(tmp_path: Path) -> None:
+    director = director_of(tmp_path, plan_of(1))
+    assert director.next_config() is not None
+    trial = director.trials.all[0]
+    for fold in ORDER[1:]:
+        director._lease(trial, [fold])
+    assert list(trial.leases) == [1, 2, 3]
+    for attempt in (1, 2, 3):
+        director.on_lost(0, attempt, "node died")
+    assert trial.losses == 1 and trial.state == states.RUNNING
+    work(director)
+    assert trial.state == states.FINISHED
+
+
+def test_a_worker_taking_a_fold_takes_what_follows_from_the_other(tmp_path: Path) -> None:
+    director = director_of(tmp_path, plan_of(1))
+    assert director.next_config() is not None and director.trials.all[0].leases == {1: ORDER}
+    director._lease(director.trials.all[0], ORDER[1:2])
+    assert director.trials.all[0].leases == {1: ORDER[:1], 2: ORDER[1:2]}
+
+
+def test_the_members_that_the_plan_wants_are_finished(tmp_path: Path) -> None:
+    plan = plan_of(24)
+    director = director_of(tmp_path, plan)
+    work(director)
+    assert plan.members == 8 <= len(director.trials.members())
+
+
+def test_what_was_too_big_starts_small_the_next_time(tmp_path: Path) -> None:
+    director = director_of(tmp_path, plan_of(3))
+    assert (config := director.next_config()) and config["micro_batch"] is None
+    end = {"state": states.TOO_BIG, "reason": "a batch of 1 does not fit"}
+    director.on_result({"trial": 0, "attempt": 1, "points": [], "end": end})
+    assert (config := director.next_config()) and config["micro_batch"] == 1
