@@ -26,7 +26,7 @@ from search.terminal import say
 from search.trial import Context
 from search.trials import FINISHED, RUNNING, Trial
 from search.warm_start import load as load_priors
-from spaces.backbones import relative_cost, side_of
+from spaces.backbones import relative_cost
 from spaces.errors import UserError
 from spaces.recipe import Recipe
 from spaces.space import Space
@@ -79,11 +79,7 @@ class Session:
             fold_order=list(setup.fold_order), clock=Clock(deadline=deadline),
             finalise=self._finalise, on_member=self._on_member, tell=say,
         )  # fmt: skip
-        ended = [t for t in self.director.trials.all.values() if t.state != RUNNING]
-        setup.run.sweep(
-            members=[t.number for t in ended if t.state == FINISHED],
-            others=[t.number for t in ended if t.state != FINISHED],
-        )
+        self._sweep()
         self._refresher = Refresher(setup.run, self.frame, setup.keep_gb)
         self._journal.listen(TrialLines(self.director).hear, replay=False)
 
@@ -116,7 +112,16 @@ class Session:
             run_study(self.director, setup.plan, context, setup.resources, setup.address)
         if not self.director.interrupted:
             self.director.close()
+        self._sweep()
         return self.director.interrupted
+
+    def _sweep(self) -> None:
+        """Delete what a dead driver or a late worker left of trials that have ended."""
+        ended = [t for t in self.director.trials.all.values() if t.state != RUNNING]
+        self._setup.run.sweep(
+            members=[t.number for t in ended if t.state == FINISHED],
+            others=[t.number for t in ended if t.state != FINISHED],
+        )
 
     def publish(self) -> "BuildResult | None":
         """The final leaderboard, ensemble, bundle and submission."""
@@ -159,11 +164,11 @@ def _sampler(setup: Setup) -> Sampler:
 def _first_recipes(
     plan: Plan, space: Space, priors: list[PriorRun], gpu: bool
 ) -> list[dict[str, Any]]:
-    """A third of the trials, but all that the task names: half of them may come from earlier
-    runs."""
+    """As many as a third of the trials, and at least the task's own and some series; up to half of
+    them come from earlier runs."""
 
     def cost(backbone: str) -> float:
-        return relative_cost(backbone, side_of(backbone, plan.image_sizes[0]), gpu)
+        return relative_cost(backbone, plan.side(backbone), gpu)
 
     limit = max(len(space.first) + SERIES, (plan.trials or 0) // 3)
     warm = first_from(priors, space, max(1, limit // 2))

@@ -23,12 +23,11 @@ from search.policy.outlook import Outlook
 from search.policy.rungs import CUT, GOES_ON, Rung, Rungs, Verdict
 from search.run_folder import RunFolder, write_json
 from search.trials import Trial, Trials
-from spaces.backbones import side_of
 from spaces.recipe import Recipe
 
 LATE = 3 / 4  # of the trials or the time: then other seeds of the best are tried as well
 SHARED_FOLD = 10.0  # seconds: a shorter fold is not worth another worker's start
-MISSING = "nothing new is started, and members are missing"
+IDLE = "nothing new is started, and a worker is free"
 DISK_FLOOR = 256 * 2**20  # bytes: with less free space nothing is started
 
 
@@ -88,7 +87,6 @@ class Director:
         self._journal, self._sampler = journal, sampler
         self._finalise, self._on_member, self._tell = finalise, on_member, tell
         journal.listen(self._hear)
-        self._ended, self._wrong = 0, []  # what failed before this session may be mended
         self._recover()
 
     # -- state ---------------------------------------------------------------------------------
@@ -97,7 +95,9 @@ class Director:
         self.trials.apply(event)
         self._sampler.apply(event)
         data = event.data
-        if event.kind == "rung":
+        if event.kind == "session":  # what failed before this session may be mended
+            self._ended, self._wrong = 0, []
+        elif event.kind == "rung":
             self.rungs.arrive(event.trial, Rung.parse(data["rung"]), data["value"], data["noise"])
         elif event.kind == "decision":
             self.rungs.hear(event.trial, Rung.parse(data["rung"]), data["verdict"])
@@ -106,9 +106,6 @@ class Director:
             self._ended += 1
             if data["state"] in (states.FAILED, states.TOO_BIG):
                 self._wrong.append(self.trials.all[event.trial])
-            if data["state"] == states.TOO_BIG:  # the next one need not find out by halving
-                trial = self.trials.all[event.trial]
-                self._micro_batches.hear(trial.backbone, trial.image_size, 2, 1)
         elif event.kind == "epochs":
             trial = self.trials.all[event.trial]
             what = trial.backbone, trial.image_size
@@ -149,8 +146,8 @@ class Director:
         return not (self.disk_full and may_start)
 
     def broken(self) -> str | None:
-        """The first traceback, when this session's failures are a bug rather than bad luck: three
-        alike, or nothing but failures from the start."""
+        """The first one's reason, when this session's failures are a bug rather than bad luck:
+        three alike, or nothing but failures from the start."""
         if not self._wrong:
             return None
         if len(self._wrong) == self._ended and self._ended >= min(ALIKE, self.plan.trials or ALIKE):
@@ -233,28 +230,30 @@ class Director:
         """Backbones of which a trial can be whole in the time left, by the cost seen so far."""
         if self.clock.deadline is None:
             return self.plan.backbones
-        left = self.clock.left() - self.outlook.reserve()
-        usual = self.plan.image_sizes[0]
+        left = self.clock.left() - self.outlook.reserve(self.clock.left())
         return tuple(
             b
             for b in self.plan.backbones
-            if self.outlook.new_trial_seconds(b, side_of(b, usual)) <= left
+            if self.outlook.new_trial_seconds(b, self.plan.side(b)) <= left
         )
 
     def _filler(self) -> Lease | None:
         """For a worker that nobody needs any more: the best that wait become members, and the
         folds of what runs are spread."""
-        engaged = len(self.trials.members()) + len(self.trials.running())
-        if self.plan.trials is None or engaged < self.plan.members:
+        if self.plan.trials is None or self._engaged() < self.plan.members:
             for _, number in self.rungs.waiting():
                 fits = self.outlook.fits(self.trials.all[number], self.clock.left())
-                if fits and (lease := self._take_up(self.rungs.extra_pass(number, MISSING))):
+                if fits and (lease := self._take_up(self.rungs.extra_pass(number, IDLE))):
                     return lease
         for trial in self._best_running():
             folds = self.outlook.shareable(trial, self.fold_order)
             if folds and self.outlook.fold_seconds(trial) <= self.clock.left():
                 return trial, folds[:1]
         return None
+
+    def _engaged(self) -> int:
+        """Trials that are members or on their way."""
+        return len(self.trials.members()) + len(self.trials.running())
 
     def _best_running(self) -> list[Trial]:
         """Running trials with a fold done, the most advanced and best first."""
@@ -298,6 +297,8 @@ class Director:
         trial = self.trials.all[result["trial"]]
         number, attempt = trial.number, result["attempt"]
         if attempt not in trial.leases:  # a late writer: its folds are in other hands
+            if trial.state != states.RUNNING:
+                shutil.rmtree(self.run.work(number, attempt), ignore_errors=True)
             return False
         if result["points"]:
             self._journal.append("epochs", number, attempt, points=result["points"])
@@ -350,10 +351,14 @@ class Director:
                 if reason:
                     self._end(trial, states.DIVERGED, reason)
                     return False
-                self._decide(self.rungs.judge(number, rung, spare=self._spare()))
+                begun = self._has_begun(trial, rung)
+                spare = self._spare() and not begun
+                self._decide(self.rungs.judge(number, rung, spare))
+                if begun and self.rungs.waits_at(number):
+                    self._decide(self.rungs.extra_pass(number, "its other folds are under way"))
                 self._cut_hopeless(rung)
-                if self.rungs.waits_at(number) and (why := self._why_on(trial, rung)):
-                    self._decide(self.rungs.extra_pass(number, why))
+                if self.rungs.waits_at(number) and self._is_next(number):
+                    self._decide(self.rungs.extra_pass(number, IDLE))
             if not self.rungs.passed(number, rung):
                 return False
         if len(trial.folds) == len(self.fold_order):
@@ -361,19 +366,17 @@ class Director:
             return False
         return True
 
-    def _why_on(self, trial: Trial, rung: Rung) -> str | None:
-        """Why a trial that should wait goes on: a free worker would take it up again at once, or
-        idle workers have begun with folds beyond the rung."""
-        held = {fold for folds in trial.leases.values() for fold in folds}
+    def _has_begun(self, trial: Trial, rung: Rung) -> bool:
+        """Whether idle workers have begun with folds beyond a rung: stopping would waste them."""
         beyond = self.fold_order[max(1, rung.folds) :]
-        others = len(trial.leases) > 1 and any(fold in held for fold in beyond)
-        if others or any(fold in trial.folds for fold in beyond):
-            return "its other folds are under way"
-        engaged = len(self.trials.members()) + len(self.trials.running())
-        first = self.rungs.waiting()[0][1] == trial.number
-        if first and not self._more_trials() and engaged <= self.plan.members:
-            return MISSING
-        return None
+        others = len(trial.leases) > 1 and not trial.held().isdisjoint(beyond)
+        return others or any(fold in trial.folds for fold in beyond)
+
+    def _is_next(self, number: int) -> bool:
+        """Whether a free worker would take this waiting trial up at once."""
+        nothing_new = not self._more_trials() or not self._affordable()
+        wanted = self.plan.trials is None or self._engaged() <= self.plan.members
+        return nothing_new and wanted and self.rungs.waiting()[0][1] == number
 
     def _cut_hopeless(self, rung: Rung) -> None:
         while self._spare() and (worst := self.rungs.hopeless(rung)) is not None:
@@ -408,7 +411,8 @@ class Director:
             self._end(trial, states.PRUNED, verdict.reason)
 
     def _may_go_on(self, trial: Trial, attempt: int) -> bool:
-        """Whether there is time for the rest of the trial; ends it as "stopped" if not."""
+        """Whether the lease goes on. Out of time it ends the trial as "stopped"; after Ctrl-C it
+        leaves it for a resumed run, unless its last fold is under way."""
         needed = self.outlook.wall_left(trial)
         if self.interrupted:
             # Cheap enough to finish after Ctrl-C: the last fold is under way. The others stay as

@@ -61,8 +61,6 @@ class Facts:
     """What the data and the task say."""
 
     rows: int
-    test_rows: int
-    outputs: int
     folds: int
     backbones: tuple[str, ...]  # that may be searched
 
@@ -96,6 +94,10 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def side(self, backbone: str) -> int:
+        """Pixels at which a backbone sees images, unless a recipe says otherwise."""
+        return side_of(backbone, self.image_sizes[0])
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Plan":
@@ -221,8 +223,8 @@ def make_plan(wish: Wish, facts: Facts, images: ImagePlan, resources: Resources)
     rungs = make_rungs(facts.folds, epochs)
     keep = tuple(KEEP_INSIDE if rung.epoch else KEEP_BETWEEN for rung in rungs)
     reasons.append(
-        "rungs (folds+epochs) and the share that goes on: "
-        + ", ".join(f"{rung} {share:.2f}" for rung, share in zip(rungs, keep, strict=True))
+        "rungs, and the share that goes on at each: "
+        + ", ".join(f"{r.words} {share:.0%}" for r, share in zip(rungs, keep, strict=True))
     )
     if trials is not None:
         members = min(MEMBERS, max(MIN_MEMBERS, trials // 3), trials)

@@ -90,8 +90,7 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     metric, baselines, order = _baselines(task, report, train_NHWC, split, say)
 
     facts = Facts(
-        rows=len(table.ids), test_rows=len(table.test_ids), outputs=len(table.target_names),
-        folds=split.folds, backbones=tuple(backbones),
+        rows=len(table.ids), folds=split.folds, backbones=tuple(backbones),
     )  # fmt: skip
     plan = make_plan(wish, facts, images, resources)
     for reason in plan.reasons:

@@ -13,7 +13,7 @@ HEARTBEAT_SHARE = 0.02  # of the time since the start, so that a long night stay
 
 
 class TrialLines:
-    """Listens to the journal and prints calm lines of at most 80 columns."""
+    """Listens to the journal and prints calm lines, wrapped at 80 columns."""
 
     def __init__(self, director: Director, say: Callable[[str], None] = say) -> None:
         self._director, self._say = director, say

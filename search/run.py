@@ -40,11 +40,15 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="S", help="every random choice hangs on it")
     add("--skip-bad", action="store_true", help="leave out rows whose image cannot be read")
     add("--keep-gb", type=float, metavar="G",
-        help="delete the checkpoints of the worst trials beyond this much")  # fmt: skip
+        help="delete checkpoints of the worst trials beyond G gigabytes")  # fmt: skip
     add("--warm-start", nargs="+", metavar="RUN", help="begin with what earlier runs learned")
     add("--resume", metavar="RUN", help="go on with a run that was interrupted")
     add("--extend", type=int, metavar="N", help="with --resume: try N more recipes")
-    add("--force", action="store_true", help="with --resume: though the task file has changed")
+    add(
+        "--force",
+        action="store_true",
+        help="with --resume: go on although the task file has changed",
+    )
     add("--dry-run", action="store_true", help="check the data, print the plan, start nothing")
     return p
 

@@ -198,7 +198,7 @@ class Sampler:
 
     def _known(self, params: Mapping[str, Any]) -> tuple[Recipe, dict[str, BaseDistribution]]:
         """The recipe of given parameters, and what they were drawn from. A space that has changed
-        since answers what it no longer has with its defaults."""
+        since answers what it no longer has with a draw that is always the same."""
         choose = _Choose(_by_chance(np.random.default_rng(0)), params)
         return self._space.define(choose), choose.distributions
 
@@ -240,7 +240,7 @@ class Sampler:
             if fixed and params["backbone"] in backbones:
                 fixed["backbone"] = params["backbone"]
             return self._make(_around(params, rng), fixed, "neighbour")
-        return self._make(_by_optuna(study().ask()), fixed, "sampler")
+        return self._make(_by_optuna(study().ask()), fixed, "tpe")
 
     def _make(
         self, draw: Draw, fixed: Mapping[str, Any], source: str
@@ -284,7 +284,11 @@ class Sampler:
     def _best(self, enough: int) -> list[Observation]:
         """Trials that reached the level that counts, best first."""
         level = self._level(enough)
-        there = [(-o.values[level], n, o) for n, o in self._seen.items() if level in o.values]
+        there = [
+            (-o.values[level], n, o)
+            for n, o in self._seen.items()
+            if level in o.values and not o.diverged
+        ]
         return [o for _, _, o in sorted(there, key=lambda item: item[:2])]
 
     def _study(self, seed: int) -> optuna.Study:
@@ -324,10 +328,10 @@ class Sampler:
         tell = partial(
             create_trial, params=dict(seen.params), distributions=dict(seen.distributions)
         )
-        if level in seen.values:
-            return tell(value=seen.values[level])
         if seen.diverged:  # Optuna ranks a pruned trial without a value below all others
             return tell(state=TrialState.PRUNED)
+        if level in seen.values:
+            return tell(value=seen.values[level])
         if seen.deepest is None:
             return None
         step = seen.deepest.step(self._epochs)

@@ -114,12 +114,11 @@ def reopen(path: Path | str, force: bool = False) -> Setup:
         weights=saved["weights"],
         seed=saved["seed"],
         address=saved["address"],
-        keep_gb=saved.get("keep_gb"),  # runs made before there was a limit have none
+        keep_gb=saved["keep_gb"],
     )
     _need_folders(setup)
     if not force:
-        # Runs made before there was a digest are taken as they are.
-        _need_same_task(setup, saved.get("task_digest", setup.task_digest))
+        _need_same_task(setup, saved["task_digest"])
     _need_images(setup)
     return setup
 

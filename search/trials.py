@@ -23,9 +23,8 @@ class Trial:
     """One recipe on its way through the rungs."""
 
     number: int
-    params: dict[str, Any]  # what the searcher sampled
+    params: dict[str, Any]  # what the sampler drew
     recipe: dict[str, Any]
-    source: str  # where the recipe came from: see search/searcher.py
     state: str = RUNNING
     reason: str = ""
     attempt: int = 0  # the newest lease's number
@@ -37,7 +36,6 @@ class Trial:
     newest: dict[int, int] = field(default_factory=dict)  # fold -> newest epoch reported
     seconds: float = 0.0
     peak_memory: int = 0  # bytes
-    micro_batch: int = 0
     params_count: int = 0
     end: dict[str, Any] = field(default_factory=dict)
 
@@ -48,6 +46,10 @@ class Trial:
     @property
     def image_size(self) -> int:
         return int(self.recipe["image_size"])
+
+    def held(self) -> set[int]:
+        """Folds in workers' hands."""
+        return {fold for folds in self.leases.values() for fold in folds}
 
     def fold_scores(self) -> dict[int, float]:
         return {fold: data["score"] for fold, data in self.folds.items()}
@@ -84,7 +86,6 @@ class Trials:
                 number=event.trial,
                 params=data["params"],
                 recipe=data["recipe"],
-                source=data["source"],
             )
             return
         found = self.all.get(event.trial)
@@ -115,7 +116,6 @@ class Trials:
                 trial.curve[key] = point
                 trial.newest[key[0]] = max(key[1], trial.newest.get(key[0], 0))
                 trial.peak_memory = max(trial.peak_memory, point["peak_memory"])
-                trial.micro_batch = point["micro_batch"]
         elif event.kind == "fold":
             trial.losses = 0
             trial.folds[data["fold"]] = data

@@ -1,7 +1,7 @@
 """Space: what may be searched, defined by running a function that asks for choices.
 
 A space is a function `define(choose) -> Recipe`. `choose` answers each question; who stands
-behind it decides what happens: the searcher samples, `Fixed` replays given values. So one
+behind it decides what happens: the sampler draws, `Fixed` replays given values. So one
 function serves sampling, known-good first recipes and the membership test.
 """
 

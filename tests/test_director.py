@@ -47,7 +47,7 @@ class Killed(Exception):
 
 def plan_of(trials: int | None = 12, hours: float | None = None) -> Plan:
     wish = Wish(trials=trials, hours=hours, epochs=EPOCHS)
-    facts = Facts(rows=90, test_rows=0, outputs=2, folds=FOLDS, backbones=("test_resnet",))
+    facts = Facts(rows=90, folds=FOLDS, backbones=("test_resnet",))
     one = Resources(cpus=1, gpus=0, memory_bytes=8 * 10**9)
     return make_plan(wish, facts, plan_images(wish, 32, facts.backbones, False), one)
 
@@ -327,11 +327,3 @@ def test_the_members_that_the_plan_wants_are_finished(tmp_path: Path) -> None:
     director = director_of(tmp_path, plan)
     work(director)
     assert plan.members == 8 <= len(director.trials.members())
-
-
-def test_what_was_too_big_starts_small_the_next_time(tmp_path: Path) -> None:
-    director = director_of(tmp_path, plan_of(3))
-    assert (config := director.next_config()) and config["micro_batch"] is None
-    end = {"state": states.TOO_BIG, "reason": "a batch of 1 does not fit"}
-    director.on_result({"trial": 0, "attempt": 1, "points": [], "end": end})
-    assert (config := director.next_config()) and config["micro_batch"] == 1

@@ -24,7 +24,7 @@ GPU = Resources(cpus=32, gpus=4, memory_bytes=200 * 10**9)
 
 def plan_of(wish: Wish, resources: Resources = CPU, rows: int = 828, native: int = 64) -> Plan:
     offered = wish.backbones or (GPU_BACKBONES if resources.gpu else CPU_BACKBONES)
-    facts = Facts(rows=rows, test_rows=244, outputs=250, folds=5, backbones=offered)
+    facts = Facts(rows=rows, folds=5, backbones=offered)
     return make_plan(wish, facts, plan_images(wish, native, offered, resources.gpu), resources)
 
 

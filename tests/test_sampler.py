@@ -71,7 +71,7 @@ def test_first_recipes_come_first_and_in_order(tmp_path: Path) -> None:
 def test_all_sources_take_part_and_stay_in_the_space(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     asked = play(journal, sampler_on(journal), 0, 60, late=40)
-    assert {a["source"] for a in asked} == {"first", "random", "neighbour", "sampler", "seed"}
+    assert {a["source"] for a in asked} == {"first", "random", "neighbour", "tpe", "seed"}
     assert all(SPACE.contains(a["params"]) for a in asked)
 
 
@@ -94,7 +94,7 @@ def test_what_is_good_is_looked_for_nearby(tmp_path: Path) -> None:
         rates = [a["params"]["lr@cnn"] for a in asked[20:] if a["source"] in sources]
         return sum(abs(math.log10(rate) + 2) for rate in rates) / len(rates)
 
-    assert distance(("neighbour", "sampler")) < 0.75 * distance(("random",))
+    assert distance(("neighbour", "tpe")) < 0.75 * distance(("random",))
 
 
 def test_no_recipe_is_tried_twice(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_earlier_runs_guide_the_first_draws(tmp_path: Path) -> None:
         journal = Journal(tmp_path / name)
         sampler = sampler_on(journal, first=(), priors=priors)
         asked = [sampler.ask(number, MEANS.backbones, False) for number in range(40)]
-        return [params["lr@cnn"] for params, _, source in asked if source == "sampler"]
+        return [params["lr@cnn"] for params, _, source in asked if source == "tpe"]
 
     base = SPACE.fixed({})[1]
     low, high = 1e-3, 4e-2  # the space's

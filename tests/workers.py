@@ -17,7 +17,7 @@ from search.director import Clock, Director
 from search.journal import Event, Journal
 from search.plan import FINISH, Facts, Plan, Resources, Wish, make_plan, plan_images
 from search.run_folder import RunFolder
-from search.trials import Trial
+from search.trials import FAILED, FINISHED, RUNNING, Trial
 from spaces.backbones import CPU_IMAGES_PER_SECOND_64
 from spaces.recipe import Recipe
 
@@ -50,7 +50,7 @@ def plan_of(
     backbones: tuple[str, ...] = (FAST,),
 ) -> Plan:  # fmt: skip
     wish = Wish(trials=trials, hours=hours, epochs=EPOCHS, backbones=backbones)
-    facts = Facts(rows=ROWS, test_rows=0, outputs=2, folds=folds, backbones=backbones)
+    facts = Facts(rows=ROWS, folds=folds, backbones=backbones)
     there = Resources(cpus=workers, gpus=0, memory_bytes=10**12)
     plan = make_plan(wish, facts, plan_images(wish, 64, facts.backbones, False), there)
     assert plan.workers == workers
@@ -66,7 +66,6 @@ class Step:
     save: int = 0  # epoch of the checkpoint that is written then; 0: none
     done: bool = False  # the fold's files are written then
     report: dict[str, Any] | None = None
-    trained: int = 0  # the epoch that this was; 0: none
 
 
 @dataclass(eq=False)
@@ -93,10 +92,9 @@ class Simulation:
     pace: float = 1.0  # seconds of an epoch of FAST
     joins: Mapping[int, float] = field(default_factory=dict)  # worker -> when it is there
     now: float = 0.0
-    busy: list[tuple[float, float]] = field(default_factory=list)  # one for each step of a worker
-    trained: list[tuple[int, int, int, float]] = field(default_factory=list)  # trial, fold, epoch
+    saved: dict[tuple[int, int], int] = field(default_factory=dict)  # (trial, fold) -> epoch
+    busy: list[tuple[float, float, int]] = field(default_factory=list)  # from, to, worker
     asked: list[tuple[float, Event]] = field(default_factory=list)
-    on_append: Callable[[Event], None] = lambda event: None
     director: Director = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,13 +102,18 @@ class Simulation:
         self.order = list(range(1, self.folds)) + [0]
         self.journal = Journal(self.run.journal)
         self.journal.append("session")
-        self.journal.listen(self.on_append, replay=False)
         self.journal.listen(self._note, replay=False)
         deadline = None if self.hours is None else self.now + 3600 * self.hours
         self.director = Director(
-            self.run, self.plan, self.journal, Sampler(self.seed, self.spread), fold_order=self.order,
-            clock=Clock(deadline=deadline, now=lambda: self.now), finalise=self._finalise,
+            self.run, self.plan, self.journal, Sampler(self.seed, self.spread),
+            fold_order=self.order, clock=Clock(deadline=deadline, now=lambda: self.now),
+            finalise=self._finalise,
         )  # fmt: skip
+        ended = [t for t in self.director.trials.all.values() if t.state != RUNNING]
+        self.run.sweep(  # as search/compose.py does
+            members=[t.number for t in ended if t.state == FINISHED],
+            others=[t.number for t in ended if t.state != FINISHED],
+        )
         self._workers = [Worker(name) for name in range(self.plan.workers)]
         self._events: list[tuple[float, int, Worker]] = []
         self._count = 0
@@ -139,15 +142,29 @@ class Simulation:
     def working(self) -> list[Worker]:
         return [w for w in self._workers if w.config is not None]
 
+    def trial_of(self, worker: Worker) -> Trial:
+        assert worker.config is not None
+        return self.director.trials.all[worker.config["trial"]]
+
     def lose(self, worker: Worker) -> None:
         """The worker's process dies; another takes its place at once."""
         config = worker.config
         assert config is not None
-        self.busy.append((worker.begun, self.now))
+        self.busy.append((worker.begun, self.now, worker.name))
         self._events = [event for event in self._events if event[2] is not worker]
         heapq.heapify(self._events)
         self._workers[self._workers.index(worker)] = Worker(worker.name)
         self.director.on_lost(config["trial"], config["attempt"], "actor died")
+
+    def fail(self, worker: Worker) -> None:
+        """The worker reports that its trial is broken, instead of what it would have reported."""
+        config = worker.config
+        assert config is not None
+        head = {"trial": config["trial"], "attempt": config["attempt"], "points": []}
+        end = {"state": FAILED, "reason": "Traceback ... KeyError: 'x'"}
+        worker.steps = iter(
+            [Step(seconds=0.0, fold=config["folds"][0], report={**head, "end": end})]
+        )
 
     def _start(self) -> None:
         for worker in self._workers:
@@ -172,19 +189,18 @@ class Simulation:
     def _end(self, worker: Worker) -> None:
         config, step = worker.config, worker.step
         assert config is not None and step is not None
-        self.busy.append((worker.begun, self.now))
+        self.busy.append((worker.begun, self.now, worker.name))
         trial, attempt = config["trial"], config["attempt"]
-        if step.trained:
-            self.trained.append((trial, step.fold, step.trained, self.now))
         if step.save:
             path = self.run.epoch(trial, attempt, step.fold)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(str(step.save))
+            self.saved[trial, step.fold] = step.save
         if step.done:
             path = self.run.work(trial, attempt) / f"fold-{step.fold}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, np.array([trial, attempt, step.fold]))
-            path.with_suffix(".safetensors").write_text(f"{trial} {attempt}")
+            path.with_suffix(".safetensors").write_text(str(attempt))
         if step.report is None or self.director.on_result(step.report):
             if step.report is not None:
                 self._check_on(config, step)
@@ -217,7 +233,7 @@ class Simulation:
                 save = epoch in rungs or saved > CHECKPOINT_SECONDS
                 tell = epoch in rungs or reported > NEWS_SECONDS
                 yield Step(
-                    seconds=seconds, fold=fold, save=epoch * save, trained=epoch,
+                    seconds=seconds, fold=fold, save=epoch * save,
                     report={**head, "points": news} if tell else None,
                 )  # fmt: skip
                 saved *= not save
@@ -226,17 +242,19 @@ class Simulation:
             last = self._point(config, fold, EPOCHS)
             done = {"fold": fold, "score": last["score"], "parts": {}, "params": 5, "seconds": 0.0}
             yield Step(
-                seconds=seconds, fold=fold, trained=EPOCHS, done=True,
+                seconds=seconds, fold=fold, done=True,
                 report={**head, "points": [*news, last], "fold": done},
             )  # fmt: skip
 
     def _restored(self, config: dict[str, Any], fold: int) -> int:
-        """The epoch of the newest checkpoint that an earlier attempt left."""
-        for earlier in range(config["attempt"] - 1, 0, -1):
-            path = self.run.epoch(config["trial"], earlier, fold)
-            if path.exists():
-                return int(path.read_text())
-        return 0
+        """The epoch of the newest checkpoint that an earlier attempt left: none is lost."""
+        paths = [
+            self.run.epoch(config["trial"], earlier, fold)
+            for earlier in range(config["attempt"] - 1, 0, -1)
+        ]
+        epoch = next((int(path.read_text()) for path in paths if path.exists()), 0)
+        assert epoch == self.saved.get((config["trial"], fold), 0)
+        return epoch
 
     def _point(self, config: dict[str, Any], fold: int, epoch: int) -> dict[str, Any]:
         noise = random.Random(f"{config['recipe']['seed']} {fold} {epoch}").gauss(0, 0.01)
@@ -250,7 +268,7 @@ class Simulation:
     def _check_new(self, config: dict[str, Any]) -> None:
         trial = self.director.trials.all[config["trial"]]
         assert config["folds"] and not set(config["folds"]) & set(trial.folds)
-        assert trial.state == "running"
+        assert trial.state == RUNNING
         self._check_leases()
 
     def _check_on(self, config: dict[str, Any], step: Step) -> None:
@@ -285,8 +303,12 @@ class Simulation:
 
     def busy_share(self, begin: float, end: float) -> float:
         """Share of the workers' time between two moments in which they trained."""
-        within = sum(max(0.0, min(b, end) - max(a, begin)) for a, b in self.busy)
+        within = sum(max(0.0, min(b, end) - max(a, begin)) for a, b, _ in self.busy)
         return within / (self.plan.workers * (end - begin))
+
+    @property
+    def members(self) -> list[Trial]:
+        return self.director.trials.members()
 
     @property
     def left_for_trials(self) -> float:

@@ -70,7 +70,7 @@ def director_of(
 ) -> tuple[Director, DirectorSearcher, DirectorScheduler, Journal]:
     """All that depends on how the engine is put together; without a limit on trials."""
     epochs, names = world.problem.epochs, backbones(world)
-    facts = Facts(rows=1000, test_rows=0, outputs=1, folds=world.folds, backbones=names)
+    facts = Facts(rows=1000, folds=world.folds, backbones=names)
     resources = Resources(cpus=workers, gpus=0, memory_bytes=10**12)
     images = plan_images(Wish(), 32, names, gpu=False)
     plan = make_plan(Wish(trials=10**6, epochs=epochs), facts, images, resources)

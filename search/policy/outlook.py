@@ -32,16 +32,16 @@ class Outlook:
 
     def free_folds(self, trial: Trial) -> list[int]:
         """Folds that nobody has done or is doing, in order."""
-        held = {fold for folds in trial.leases.values() for fold in folds}
+        held = trial.held()
         return [fold for fold in self._order if fold not in trial.folds and fold not in held]
 
-    def next_rung(self, trial: Trial) -> Rung | None:
+    def _next_rung(self, trial: Trial) -> Rung | None:
         """The first rung that the trial has not passed; None: it passed them all."""
         return next((r for r in self._plan.rungs if not self._rungs.passed(trial.number, r)), None)
 
     def wanted_folds(self, trial: Trial) -> list[int]:
         """Folds that the trial trains before anything is decided about it again."""
-        rung = self.next_rung(trial)
+        rung = self._next_rung(trial)
         if rung is None:
             return list(self._order)
         return list(self._order[: max(1, rung.folds)])
@@ -91,9 +91,11 @@ class Outlook:
         rounds = 1 + math.ceil((len(self._order) - 1) / self._plan.workers)
         return rounds * self._plan.epochs * (self._costs.epoch(backbone, size) or 0.0)
 
-    def reserve(self) -> float:
+    def reserve(self, left: float) -> float:
         """Seconds that all workers need to finish the members which are still missing, the most
-        advanced trials first."""
+        advanced of the trials that can be whole in `left` seconds first."""
         missing = self._plan.members - len(self._trials.members())
-        work = sorted(self.work_left(trial) for trial in self._trials.open())
+        work = sorted(
+            self.work_left(trial) for trial in self._trials.open() if self.wall_left(trial) <= left
+        )
         return sum(work[: max(0, missing)]) / self._plan.workers

@@ -96,9 +96,8 @@ class Rungs:
         """`keep`: at each rung the share of its arrivals that goes on. `room`: trials that may wait
         at a rung inside the first fold, each with a checkpoint on the disk."""
         self.rungs = tuple(rungs)
-        self.fold_noise = (
-            0.0  # of a score from fold to fold: policy/noise.py; set by who knows the folds' scores
-        )
+        # Of a score from fold to fold (policy/noise.py); set by who knows the folds' scores.
+        self.fold_noise = math.nan
         self._keep = dict(zip(self.rungs, keep, strict=True))
         self._cohort, self._room = cohort, room
         self._levels = {rung: _Level() for rung in self.rungs}
@@ -193,26 +192,31 @@ class Rungs:
 
     def margin(self, rung: Rung) -> float:
         """How far two values at a rung may lie apart by noise: the standard deviation of their
-        difference, from the jitter of recent epochs and the folds that were not seen."""
+        difference, from the jitter of recent epochs and the folds that were not seen. NaN
+        while that is not known: then nobody is clearly worse."""
+        if not rung.epoch:
+            return self.fold_noise * math.sqrt(2 / rung.folds)
         noises = [n for n in self._levels[rung].noise.values() if math.isfinite(n)]
-        jitter = median(noises) if noises and rung.epoch else 0.0
-        return math.sqrt(2 * (jitter**2 + self.fold_noise**2 / max(1, rung.folds)))
+        jitter = median(noises) if noises else math.nan
+        between = self.fold_noise if math.isfinite(self.fold_noise) else 0.0
+        return math.sqrt(2 * (jitter**2 + between**2))
 
     # -- helpers -------------------------------------------------------------------------------
 
+    def _share(self, rung: Rung) -> int:
+        """How many of a rung's arrivals go on. Rounded up: the first has a pass at once, so that a
+        run soon has something whole."""
+        return math.ceil(self._keep[rung] * len(self._levels[rung].values) - 1e-9)
+
     def _passes_left(self, rung: Rung) -> bool:
-        """Rounded up: the first arrival has a pass at once, so that a run soon has something
-        whole."""
-        level = self._levels[rung]
-        return math.ceil(self._keep[rung] * len(level.values) - 1e-9) > len(level.passed)
+        return self._share(rung) > len(self._levels[rung].passed)
 
     def _line(self, rung: Rung) -> float | None:
         """The lowest value of the best `keep` share of a rung's arrivals."""
         level = self._levels[rung]
         if len(level.values) < self._cohort or not level.ascending:
             return None
-        share = math.ceil(self._keep[rung] * len(level.values) - 1e-9)
-        return level.ascending[-min(share, len(level.ascending))]
+        return level.ascending[-min(self._share(rung), len(level.ascending))]
 
     def _clearly_worse(self, trial: int, rung: Rung) -> bool:
         line = self._line(rung)
