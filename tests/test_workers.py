@@ -24,7 +24,7 @@ from tests.workers import EPOCHS, FAST, SLOW, Simulation, Worker, plan_of
 TEAMS = [(1, 2), (1, 5), (2, 3), (3, 2), (3, 3), (3, 5), (8, 2), (8, 5)]  # workers, folds
 HOURS = 0.15
 PACE = 3.0  # seconds of an epoch: a fold is long enough to be shared
-IDLE = 1 / 4  # share of the time of up to three workers that the end of a run may waste
+IDLE = 1 / 3  # share of the time of up to three workers that the end of a run may waste
 
 
 @pytest.fixture(autouse=True)
