@@ -183,10 +183,7 @@ def make_plan(wish: Wish, facts: Facts, images: ImagePlan, resources: Resources)
     def fold_epoch_seconds(backbone: str, size: int) -> float:
         return EVALUATION * train_rows * relative_cost(backbone, size, gpu) / rate
 
-    def size_of(backbone: str) -> int:
-        return side_of(backbone, sizes[0])
-
-    costs = {b: fold_epoch_seconds(b, size_of(b)) for b in offered}
+    costs = {b: fold_epoch_seconds(b, side_of(b, sizes[0])) for b in offered}
     cheapest = min(costs.values())
     worker_seconds = None
     if hours is not None:

@@ -218,21 +218,26 @@ class Sampler:
                 return self._make(_by_chance(rng), params, "first")
         if late and rng.random() < SEED_SHARE and (again := self._another_seed(backbones)):
             return again
+        best = self._best(COMPARED)
         study = cache(lambda: self._study(int(rng.integers(2**31))))
         for _ in range(TRIES):
-            proposal = self._propose(rng, backbones, study)
+            proposal = self._propose(rng, backbones, best, study)
             if not self._near_copy(proposal[0]):
                 break
         return proposal
 
     def _propose(
-        self, rng: np.random.Generator, backbones: tuple[str, ...], study: Callable[[], Any]
+        self,
+        rng: np.random.Generator,
+        backbones: tuple[str, ...],
+        best: Sequence[Observation],
+        study: Callable[[], optuna.Study],
     ) -> tuple[dict[str, Any], Recipe, str]:
         fixed: dict[str, Any] = {}
         if not self._backbones <= set(backbones):
             # Too little time for the others; all else is asked for as usual.
             fixed["backbone"] = backbones[int(rng.integers(len(backbones)))]
-        u, best = rng.random(), self._best(COMPARED)
+        u = rng.random()
         if u < RANDOM_SHARE or not (best or self._priors):
             return self._make(_by_chance(rng), fixed, "random")
         if u < RANDOM_SHARE + NEIGHBOUR_SHARE and best:

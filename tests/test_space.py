@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from spaces.registry import load_task
 from spaces.seeds import derive
 from spaces.task import Means
 from spaces.tasks.gene_expr import CPU_BACKBONES, GPU_BACKBONES, LEARNING_RATES, GeneExpr
+from tests.drawn import Drawn
 
 TASK = load_task("gene_expr")
 
@@ -28,21 +28,6 @@ def means(gpu: bool, pretrained: bool) -> Means:
 
 
 ALL = [means(gpu, pretrained) for gpu in (False, True) for pretrained in (False, True)]
-
-
-class Drawn:
-    """Answers at random; keeps what it answered."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng, self.params = rng, {}
-
-    def pick(self, name: str, options: Sequence[Any], default: Any) -> Any:
-        self.params[name] = self.rng.choice(list(options))
-        return self.params[name]
-
-    def real(self, name: str, low: float, high: float, default: float, log: bool = False) -> float:
-        self.params[name] = self.rng.uniform(low, high)
-        return self.params[name]
 
 
 @pytest.mark.parametrize("given_means", ALL)

@@ -26,6 +26,7 @@ from spaces.errors import UserError
 from spaces.space import Space
 from spaces.task import Means
 from spaces.tasks.gene_expr import CPU_BACKBONES, GPU_BACKBONES, TASK
+from tests.drawn import Drawn
 
 METRIC = {"name": "pearson", "args": {}, "outputs": 2, "lists": {}}
 TARGETS = ("A", "B")
@@ -47,23 +48,8 @@ NARROW = space_of(CPU_BACKBONES[:2], pretrained=False)
 GPU = space_of(GPU_BACKBONES, pretrained=True, size=224)
 
 
-class Drawn:
-    """Answers at random; keeps what it answered."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng, self.params = random.Random(seed), dict[str, Any]()
-
-    def pick(self, name: str, options: Sequence[Any], default: Any) -> Any:
-        self.params[name] = self.rng.choice(list(options))
-        return self.params[name]
-
-    def real(self, name: str, low: float, high: float, default: float, log: bool = False) -> float:
-        self.params[name] = self.rng.uniform(low, high)
-        return self.params[name]
-
-
 def drawn(seed: int, space: Space = CPU) -> dict[str, Any]:
-    choose = Drawn(seed)
+    choose = Drawn(random.Random(seed))
     space.define(choose)
     return choose.params
 
