@@ -12,7 +12,7 @@ from typing import Any
 from ensemble.blend import Blend
 from search.run_folder import write_json
 from spaces.errors import UserError
-from spaces.task import CsvLayout
+from spaces.layout import Layout
 
 FORMAT = 2  # version of the manifest
 MANIFEST = "manifest.json"
@@ -64,7 +64,7 @@ class Bundle:
     task: str
     target_names: tuple[str, ...]
     columns: tuple[str, ...]  # of the submission, the id column first
-    layout: CsvLayout
+    layout: Layout
     members: tuple[BundleMember, ...]  # in the blend's order, heaviest first
     blend: Blend  # makes one prediction of the members'
 
@@ -107,7 +107,7 @@ class Bundle:
             task=data["task"],
             target_names=tuple(data["target_names"]),
             columns=tuple(data["columns"]),
-            layout=CsvLayout(**data["layout"]),
+            layout=Layout.from_dict(data["layout"]),
             members=tuple(_read_member(member) for member in data["members"]),
             blend=Blend.load(root / BLEND),
         )

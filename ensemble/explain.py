@@ -38,7 +38,7 @@ def explain(bundle: "Bundle") -> str:
         f"targets   {targets(bundle.target_names)}",
         f"method    {bundle.blend.method}: {formula(bundle.blend)}",
         *(f"after     {step}" for step in after(bundle.blend, bundle.target_names)),
-        f"input     {layout.test} with the columns {layout.id_column} and {layout.path_column}; "
+        f"input     {layout.test} with the columns {layout.id_column} and {layout.image_columns[0]}; "
         f"the order of {layout.sample_submission}, where there is one",
         f"needs     {' '.join(needs)}",
         "",

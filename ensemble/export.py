@@ -187,7 +187,7 @@ def _readme(bundle: Bundle, report: dict[str, Any], found: Closure) -> str:
         "```",
         "",
         f"DIR holds `{layout.test}` with the columns `{layout.id_column}` and "
-        f"`{layout.path_column}` (image files, relative to DIR). When DIR has a "
+        f"`{layout.image_columns[0]}` (image files, relative to DIR). When DIR has a "
         f"`{layout.sample_submission}`, its rows and columns decide the order of the output.",
         "`--tta 1|4|8` averages the image alone, its flips, or flips and quarter turns; without it "
         "each model does what it was searched with.",

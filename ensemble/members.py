@@ -18,7 +18,7 @@ from search.oof import read_oof
 from search.run_folder import RunFolder, read_json
 from spaces.backbones import series
 from spaces.errors import UserError
-from spaces.task import CsvLayout
+from spaces.layout import Layout
 
 if TYPE_CHECKING:
     from ensemble.files import PlainFiles
@@ -33,7 +33,7 @@ class RunFacts:
     task_type: str
     metric: FittedMetric
     target_names: tuple[str, ...]
-    layout: CsvLayout
+    layout: Layout
     store_size: int  # pixels that images were decoded to; a model resizes to its own size
 
     @classmethod
@@ -49,7 +49,7 @@ class RunFacts:
             task_type=str(data.get("task_type", "regression")),  # runs before it was recorded
             metric=FittedMetric.from_dict(data["metric"]),
             target_names=tuple(data["target_names"]),
-            layout=CsvLayout(**data["layout"]),
+            layout=Layout.from_dict(data["layout"]),
             store_size=int(data["plan"]["store_size"]),
         )
 

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def save(setup: Setup, args: argparse.Namespace) -> None:
         "metric": setup.metric,
         "task_type": setup.task.task_type,
         "target_names": setup.target_names,
-        "layout": vars(setup.task.layout),
+        "layout": asdict(setup.task.layout),
         "fold_order": setup.fold_order,
         "baselines": setup.baselines,
         "seed": setup.seed,

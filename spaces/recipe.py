@@ -14,6 +14,12 @@ POOLINGS = ("avg", "max", "avgmax", "gem")
 HEADS = ("linear", "activation", "mlp")
 ACTIVATIONS = ("relu", "silu", "gelu")
 TTA = (1, 4, 8)
+PROBES = ("none", "ridge", "knn", "mlp")
+FUSIONS = ("mean", "max", "attention", "transformer", "concat", "stack", "grid")
+NORMALISE = ("imagenet", "minmax", "train", "image")
+STAINS = ("none", "macenko", "reinhard")
+FREEZES = ("none", "last_layer", "last_block")
+SCHEDULES = ("cosine", "exponential", "plateau", "onecycle")
 
 
 def _outside(owner: object, **rules: tuple[float, float]) -> list[str]:
@@ -49,12 +55,17 @@ class Augment:
     scale: float = 0.0  # zoom drawn from [1 - s, 1 + s]
     shift: float = 0.0  # fraction of the side, drawn from [-s, s] on each axis
     crop: float = 1.0  # smallest area of a random resized crop; 1 = no crop
+    hed: float = 0.0  # sd of the stains' factors and offsets, in optical density (Tellez 2018)
+    mirror: bool = False  # with probability 1/2 left and right change places: pixels, views, labels
+    view_drop: float = 0.0  # probability that a view is blanked; one at least stays
     mixup: float = 0.0  # alpha of the Beta that mixes pairs of samples; 0 = off
+    cutmix: float = 0.0  # alpha of the Beta for the area of a box from another sample; 0 = off
 
     def __post_init__(self) -> None:
         faults = _outside(
             self, brightness=(0, 0.9), contrast=(0, 0.9), saturation=(0, 0.9), hue=(0, 0.5),
-            rotate=(0, 180), scale=(0, 0.5), shift=(0, 0.5), crop=(0.05, 1), mixup=(0, 2),
+            rotate=(0, 180), scale=(0, 0.5), shift=(0, 0.5), crop=(0.05, 1), hed=(0, 0.5),
+            view_drop=(0, 0.9), mixup=(0, 2), cutmix=(0, 2),
         )  # fmt: skip
         if faults:
             raise UserError(faults)
@@ -66,7 +77,13 @@ class Recipe:
 
     backbone: str  # timm's name
     weights: str = "random"  # "pretrained" (hub or local folder) or "random"
-    image_size: int = 64  # pixels, side of the square that the backbone sees
+    image_size: int = 64  # pixels, side of the square that the backbone sees, of each view
+    channels: int = 3  # of the stored images, that the backbone sees: the first ones
+    normalise: str = "imagenet"  # the backbone's own; "minmax": 0..1; "train": the fold's; "image"
+    stain: str = "none"  # brings the stains of H&E tiles to one reference
+    probe: str = "none"  # a head on frozen features, chosen from a grid inside the training rows
+    pca: int = 0  # principal components of the features that a probe sees; 0 = the features
+    fusion: str = "attention"  # of a row's views; without views nothing
     pooling: str = "avg"
     head: str = "linear"  # "activation": act + dropout + linear; "mlp": one hidden layer
     activation: str = "silu"  # of the head; of the backbone too with activation_backbone
@@ -79,8 +96,13 @@ class Recipe:
     weight_decay: float = 1e-2
     batch_size: int = 32  # samples per optimiser step, however many micro-batches that takes
     epochs: int = 10  # scheduled epochs per fold
-    warmup: float = 1.0  # epochs of linear warm-up before the cosine
+    schedule: str = "cosine"  # of the learning rate
+    warmup: float = 1.0  # epochs of linear warm-up before the schedule
+    freeze: str = "none"  # "last_layer": only the head learns; "last_block": and the last stage
+    head_warmup: float = 0.0  # epochs at the start in which only the head learns
+    layer_decay: float = 1.0  # learning rate of a block relative to the block after it
     ema: float = 0.99  # decay per step of the averaged weights that are evaluated; 0 = off
+    swa: float = 0.0  # share of the epochs, the last ones, whose weights are averaged alike
     tta: int = 1  # views averaged at prediction: 1, 4 (flips) or 8 (flips x quarter turn)
     seed: int = 0  # the seed as a late hyperparameter
     augment: Augment = field(default_factory=Augment)
@@ -89,12 +111,15 @@ class Recipe:
     def __post_init__(self) -> None:
         faults = _unknown(
             self, weights=("pretrained", "random"), pooling=POOLINGS, head=HEADS,
-            activation=ACTIVATIONS, optimizer=OPTIMIZERS, tta=TTA,
+            activation=ACTIVATIONS, optimizer=OPTIMIZERS, tta=TTA, probe=PROBES,
+            fusion=FUSIONS, normalise=NORMALISE, stain=STAINS, freeze=FREEZES,
+            schedule=SCHEDULES,
         )  # fmt: skip
         faults += _outside(
             self, image_size=(8, 4096), drop=(0, 0.9), drop_path=(0, 0.9), lr=(1e-8, 10),
             head_lr_mult=(0.01, 1000), weight_decay=(0, 10), batch_size=(1, 65536),
-            epochs=(1, 10000), warmup=(0, 1000), ema=(0, 0.99999),
+            epochs=(1, 10000), warmup=(0, 1000), ema=(0, 0.99999), channels=(1, 64),
+            pca=(0, 65536), head_warmup=(0, 1000), layer_decay=(0.1, 1), swa=(0, 1),
         )  # fmt: skip
         if faults:
             raise UserError(faults)

@@ -6,20 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from spaces.errors import UserError, near
+from spaces.layout import Layout
+from spaces.parts import part_of
 from spaces.space import Space
 
 TASK_TYPES = ("regression", "binary", "multilabel", "multiclass")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CsvLayout:
-    """Names of files and columns of a task that comes as CSVs beside its images."""
-
-    train: str = "train.csv"
-    test: str = "test.csv"  # may be absent: then there is no submission
-    sample_submission: str = "sample_submission.csv"  # may be absent
-    id_column: str = "ID"
-    path_column: str = "path"  # relative to the data folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +23,56 @@ class Means:
     backbones: tuple[str, ...]  # timm names that may be searched
     epochs: int  # scheduled epochs per fold
     train_rows: int  # rows of the smallest training fold
+    views: int = 1  # images per row
+    channels: int = 3  # of a stored image
+    outputs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirror:
+    """What changes places when a patient is seen in a mirror, beside the pixels of every view."""
+
+    views: tuple[int, ...]  # the view that takes the place of each
+    targets: Mapping[str, str] = field(default_factory=dict)  # target -> its counterpart
+
+
+def _usual_space(means: Means) -> Space:
+    raise NotImplementedError  # replaced in Task.__post_init__
+
+
+def _usual_backbones(gpu: bool) -> tuple[str, ...]:
+    from spaces.usual import usual_backbones
+
+    return usual_backbones(gpu)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One problem. Everything that runs asks the task, and knows no task by name."""
+    """One problem. Everything that runs asks the task, and knows no task by name.
+
+    A name, a type, a metric and a layout are enough: the rest has usual values.
+    """
 
     name: str
     task_type: str = "regression"  # one of TASK_TYPES
-    layout: CsvLayout
+    layout: Layout = field(default_factory=Layout)
     metric: str  # a name in search.metrics
     metric_args: Mapping[str, Any] = field(default_factory=dict)
-    part: type  # frozen dataclass of the recipe's task part
-    backbones: Callable[[bool], tuple[str, ...]]  # gpu -> timm names, best known first
-    space: Callable[[Means], Space]
-    write_sample: Callable[[Path, int], None]  # (folder, seed): the embedded sample
+    part: type = type(None)  # frozen dataclass of the recipe's task part; NoneType: the usual one
+    backbones: Callable[[bool], tuple[str, ...]] = _usual_backbones  # gpu -> timm names, best first
+    space: Callable[[Means], Space] = _usual_space  # the type's usual one
+    mirror: Mirror | None = None  # None: left and right cannot change places
+    # (folder, seed): writes the embedded sample; None: there is none, --data must be given
+    write_sample: Callable[[Path, int], None] | None = None
     truth: str = "truth/test.csv"  # where a generated sample keeps its test targets
 
     def __post_init__(self) -> None:
         if self.task_type not in TASK_TYPES:
             known = near(self.task_type, TASK_TYPES)
             raise UserError(f"task {self.name} has the unknown type {self.task_type!r}; {known}")
+        if self.part is type(None):
+            object.__setattr__(self, "part", part_of(self.task_type))
+        if self.space is _usual_space:
+            from spaces.usual import usual_space
+
+            object.__setattr__(self, "space", usual_space(self.task_type))

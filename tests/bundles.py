@@ -24,7 +24,7 @@ from search.oof import assemble, read_test, write_fold
 from search.run_folder import RunFolder, write_json
 from search.train.fold import FoldJob, save_fold, train_fold
 from spaces.recipe import Recipe
-from spaces.task import CsvLayout
+from spaces.layout import Layout
 
 NAMES = ("GENE1", "GENE2", "GENE3")
 TRAIN, TEST, STORE = 36, 7, 40
@@ -75,7 +75,7 @@ def train_run(root):
             "task": "gene_expr",
             "metric": metric.to_dict(),
             "target_names": NAMES,
-            "layout": dataclasses.asdict(CsvLayout()),
+            "layout": dataclasses.asdict(Layout()),
             "plan": {"store_size": STORE},
         },
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spaces.task import CsvLayout
+from spaces.layout import Layout
 
-LAYOUT = CsvLayout()
+LAYOUT = Layout()
 
 
 def make_folder(

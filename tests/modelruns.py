@@ -26,7 +26,7 @@ from search.model.infer import FoldModel, save_model
 from search.oof import write_oof
 from search.run_folder import RunFolder, write_json
 from spaces.recipe import Recipe
-from spaces.task import CsvLayout
+from spaces.layout import Layout
 
 NAMES = ("A", "B", "C")
 ROWS, TESTS, FOLDS, SIZE = 36, 4, 3, 32
@@ -86,7 +86,7 @@ class ModelRun:
             "task_type": task_type,
             "metric": get_metric(metric, **arguments).fit(true_TN).to_dict(),
             "target_names": NAMES,
-            "layout": dataclasses.asdict(CsvLayout()),
+            "layout": dataclasses.asdict(Layout()),
             "plan": {"store_size": SIZE},
             "data": str(root / "data"),
             "store": str(store.folder),

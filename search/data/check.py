@@ -21,7 +21,7 @@ from search.data.disk import need_space
 from search.data.folds import check_folds, make_folds, not_targets, read_groups
 from search.data.table import Table, drop, scan
 from spaces.errors import UserError
-from spaces.task import CsvLayout
+from spaces.layout import Layout
 
 __all__ = ["DataReport", "ImageReport", "Need", "check_images", "inspect", "need_space"]
 
@@ -115,7 +115,7 @@ class DataReport:
 
 
 def inspect(
-    layout: CsvLayout,
+    layout: Layout,
     root: Path,
     *,
     groups: str = "none",

@@ -22,7 +22,7 @@ from search.data.columns import (
 )
 from search.data.paths import check_paths
 from spaces.errors import UserError
-from spaces.task import CsvLayout
+from spaces.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +66,7 @@ class _Notes:
     bad_paths: set[str] = field(default_factory=set)
 
 
-def read_table(layout: CsvLayout, root: Path, not_targets: Sequence[str] = ()) -> Table:
+def read_table(layout: Layout, root: Path, not_targets: Sequence[str] = ()) -> Table:
     """The table of the data folder `root`.
 
     Targets are the columns of the sample submission but the id; without one, all numeric columns
@@ -79,7 +79,7 @@ def read_table(layout: CsvLayout, root: Path, not_targets: Sequence[str] = ()) -
     return scanned.table
 
 
-def read_test(layout: CsvLayout, root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def read_test(layout: Layout, root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Ids and paths of the test rows, with the same checks; needs no train CSV and looks at no
     sample submission, so that new images can be predicted. Raises UserError with all faults."""
     notes = _Notes(faults=_folder_faults(root))
@@ -104,7 +104,7 @@ def drop(table: Table, bad_ids: Collection[str]) -> Table:
     )
 
 
-def scan(layout: CsvLayout, root: Path, not_targets: Sequence[str] = ()) -> Scan:
+def scan(layout: Layout, root: Path, not_targets: Sequence[str] = ()) -> Scan:
     """Read the data folder `root` and collect all faults instead of stopping at the first."""
     notes = _Notes(faults=_folder_faults(root))
     if notes.faults:
@@ -154,11 +154,11 @@ def _check_ids(path: Path, ids: Sequence[str]) -> list[str]:
 
 
 def _read_rows(
-    layout: CsvLayout, root: Path, name: str, notes: _Notes
+    layout: Layout, root: Path, name: str, notes: _Notes
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Ids and paths of the CSV `name`."""
     path = root / name
-    wanted = [layout.id_column, layout.path_column]
+    wanted = [layout.id_column, layout.image_columns[0]]
     try:
         need_columns(path, read_header(path), wanted)
         frame = read_frame(path, wanted, only=wanted)
@@ -169,18 +169,18 @@ def _read_rows(
 
 
 def _rows_of(
-    frame: pd.DataFrame, layout: CsvLayout, root: Path, path: Path, notes: _Notes
+    frame: pd.DataFrame, layout: Layout, root: Path, path: Path, notes: _Notes
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Checked ids and paths of a frame read from `path`."""
     ids = as_text(frame[layout.id_column])
-    paths, faults, bad = check_paths(root, path, ids, as_text(frame[layout.path_column]))
+    paths, faults, bad = check_paths(root, path, ids, as_text(frame[layout.image_columns[0]]))
     notes.faults.extend(_check_ids(path, ids) + faults)
     notes.bad_paths.update(bad)
     return ids, paths
 
 
 def _read_sample(
-    layout: CsvLayout, root: Path, notes: _Notes
+    layout: Layout, root: Path, notes: _Notes
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Ids and target names of the sample submission; None when there is none to go by."""
     path = root / layout.sample_submission
@@ -213,7 +213,7 @@ def _compare_ids(path: Path, ids: Sequence[str], test_ids: Sequence[str]) -> lis
 
 
 def _read_train(
-    layout: CsvLayout,
+    layout: Layout,
     root: Path,
     wanted: Sequence[str] | None,
     not_targets: Sequence[str],
@@ -221,7 +221,7 @@ def _read_train(
 ) -> Table | None:
     """The train rows as a table without test rows; `wanted` are the sample's targets."""
     path = root / layout.train
-    keys = [layout.id_column, layout.path_column]
+    keys = [layout.id_column, layout.image_columns[0]]
     try:
         header = read_header(path)
         need_columns(path, header, [*keys, *not_targets])
