@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from spaces.errors import UserError, near
@@ -58,7 +59,7 @@ class Task:
     layout: Layout = field(default_factory=Layout)
     metric: str  # a name in search.metrics
     metric_args: Mapping[str, Any] = field(default_factory=dict)
-    part: type = type(None)  # frozen dataclass of the recipe's task part; NoneType: the usual one
+    part: type = NoneType  # frozen dataclass of the recipe's task part; NoneType: the usual one
     backbones: Callable[[bool], tuple[str, ...]] = _usual_backbones  # gpu -> timm names, best first
     space: Callable[[Means], Space] = _usual_space  # the type's usual one
     mirror: Mirror | None = None  # None: left and right cannot change places
@@ -70,7 +71,7 @@ class Task:
         if self.task_type not in TASK_TYPES:
             known = near(self.task_type, TASK_TYPES)
             raise UserError(f"task {self.name} has the unknown type {self.task_type!r}; {known}")
-        if self.part is type(None):
+        if self.part is NoneType:
             object.__setattr__(self, "part", part_of(self.task_type))
         if self.space is _usual_space:
             from spaces.usual import usual_space
