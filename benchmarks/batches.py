@@ -95,7 +95,7 @@ def measure(root: Path, paths: list[str], size: int, args: argparse.Namespace) -
     """Print the table for images of `size` pixels."""
     batch = args.batch_size
     cache = Path(args.cache) / str(size)
-    images_NHWC = open_store(root, paths, size, cache, None, 1).images_NHWC
+    images_NHWC = open_store(root, [(p,) for p in paths], size, cache, None, 1).images_NHWC
     targets_NT = torch.randn(len(paths), OUTPUTS)
     ours = Batches(images_NHWC, targets_NT, np.arange(len(paths)), size, MEAN, STD, "cpu")
     model = timm.create_model(args.model, num_classes=OUTPUTS)

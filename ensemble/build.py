@@ -16,7 +16,9 @@ from spaces.errors import UserError, run_main
 from spaces.task import TASK_TYPES
 
 if TYPE_CHECKING:
+    import numpy as np
     from filelock import BaseFileLock
+    from numpy.typing import NDArray
 
     from ensemble.blend import Blend
     from ensemble.bundle import Bundle
@@ -35,6 +37,7 @@ class BuildResult:
     choice: "Choice"
     bundle: "Bundle"
     submission: Path | None  # None: no test rows, or a member without predictions for them
+    test_TN: "NDArray[np.float32] | None" = None  # what the submission was written from
 
 
 def build(
@@ -76,12 +79,15 @@ def build(
         pool, notes = _with_derived(load_members(*runs), runs, add, tell)
         notes += [note for run in runs for note in _left_out(run)]
         choice = choose(pool, tell=tell, **how)
-        target = runs[0].submission if out is None else out.with_name(f"{out.name}-submission.csv")
+        assert pool.facts is not None
+        file = pool.facts.layout.submission.file
+        target = runs[0].root / file if out is None else out.with_name(f"{out.name}-{file}")
         target.unlink(missing_ok=True)  # an older one would not be this bundle's
-        submission, lost = _submission(runs[0], pool, choice.blend, target)
+        choice = replace(choice, blend=_deciding(choice))
+        submission, test_TN, lost = _submission(runs[0], pool, choice.blend, target)
         choice.report["notes"] = notes + lost
-        bundle = export(pool, choice.blend, choice.report, _columns(runs[0], pool), place)
-        return BuildResult(choice=choice, bundle=bundle, submission=submission)
+        bundle = export(pool, choice.blend, choice.report, columns_of(runs[0], pool), place)
+        return BuildResult(choice=choice, bundle=bundle, submission=submission, test_TN=test_TN)
 
 
 def building(run: "RunFolder") -> "BaseFileLock":
@@ -132,7 +138,8 @@ def _left_out(run: "RunFolder") -> list[str]:
     ]
 
 
-def _columns(run: "RunFolder", pool: "Pool") -> tuple[str, ...]:
+def columns_of(run: "RunFolder", pool: "Pool") -> tuple[str, ...]:
+    """Of a table that is handed in, the id column first."""
     from ensemble.submission import SubmissionForm
 
     if run.form.is_file():
@@ -141,15 +148,32 @@ def _columns(run: "RunFolder", pool: "Pool") -> tuple[str, ...]:
     return (pool.facts.layout.id_column, *pool.facts.target_names)
 
 
+def _deciding(choice: "Choice") -> "Blend":
+    """The blend with a threshold for each output that is handed in as a decision, where the metric
+    asks for none: the one with the most right rows, on predictions by ensembles that were chosen
+    without those rows."""
+    from search.metrics import best_thresholds, get_metric
+
+    pool, blend = choice.pool, choice.blend
+    assert pool.facts is not None
+    decides = pool.facts.layout.submission.decided != "none"
+    if not decides or blend.post.thresholds_T is not None or pool.task_type == "multiclass":
+        return blend
+    accuracy = get_metric("accuracy").fit(pool.true_TN)
+    thresholds_T = best_thresholds(accuracy, choice.oof_TN, pool.true_TN, pool.fold_N)
+    return replace(blend, post=replace(blend.post, thresholds_T=thresholds_T))
+
+
 def _submission(
     run: "RunFolder", pool: "Pool", blend: "Blend", target: Path
-) -> tuple[Path | None, list[str]]:
-    """The submission from the members' kept predictions for the test rows, or why there is none."""
+) -> tuple[Path | None, "NDArray[np.float32] | None", list[str]]:
+    """The submission from the members' kept predictions for the test rows, and these; or why there
+    is none."""
     from ensemble.submission import SubmissionForm
     from search.oof import read_test
 
     if not run.form.is_file():
-        return None, []
+        return None, None, []
     form = SubmissionForm.load(run.form)
     preds = []
     for m in blend.members:
@@ -158,11 +182,12 @@ def _submission(
         test_TN = read_test(folder, len(form.target_names), len(form.test_ids))
         if test_TN is None:
             name = pool.members[m].name
-            return None, [f"no submission: member {name} kept no predictions for the test rows; "
-                          "predict with the bundle"]  # fmt: skip
+            return None, None, [f"no submission: member {name} kept no predictions for the test "
+                                "rows; predict with the bundle"]  # fmt: skip
         preds.append(test_TN)
-    form.write(target, blend.apply(preds))
-    return target, []
+    blended_TN = blend.apply(preds)
+    form.write(target, blended_TN, blend.post.thresholds_T)
+    return target, blended_TN, []
 
 
 def parser() -> argparse.ArgumentParser:

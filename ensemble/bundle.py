@@ -14,7 +14,7 @@ from search.run_folder import write_json
 from spaces.errors import UserError
 from spaces.layout import Layout
 
-FORMAT = 2  # version of the manifest
+FORMAT = 3  # version of the manifest
 MANIFEST = "manifest.json"
 REPORT = "ensemble.json"  # scores and members, for people and for --explain
 BLEND = "blend.safetensors"
@@ -65,6 +65,7 @@ class Bundle:
     target_names: tuple[str, ...]
     columns: tuple[str, ...]  # of the submission, the id column first
     layout: Layout
+    clean: dict[str, bool]  # what is done to images before they are resized: search.data.borders
     members: tuple[BundleMember, ...]  # in the blend's order, heaviest first
     blend: Blend  # makes one prediction of the members'
 
@@ -108,6 +109,7 @@ class Bundle:
             target_names=tuple(data["target_names"]),
             columns=tuple(data["columns"]),
             layout=Layout.from_dict(data["layout"]),
+            clean=dict(data["clean"]),
             members=tuple(_read_member(member) for member in data["members"]),
             blend=Blend.load(root / BLEND),
         )
@@ -133,6 +135,7 @@ class Bundle:
             "target_names": list(self.target_names),
             "columns": list(self.columns),
             "layout": asdict(self.layout),
+            "clean": self.clean,
             "members": [asdict(member) for member in self.members],
             "facts": facts,
             "files": {str(p.relative_to(self.root).as_posix()): file_digest(p) for p in files},

@@ -9,6 +9,7 @@ from search.run_folder import read_json
 if TYPE_CHECKING:
     from ensemble.blend import Blend
     from ensemble.bundle import Bundle
+    from spaces.layout import Layout
 
 _NAMES = 5  # targets named one by one
 
@@ -38,8 +39,8 @@ def explain(bundle: "Bundle") -> str:
         f"targets   {targets(bundle.target_names)}",
         f"method    {bundle.blend.method}: {formula(bundle.blend)}",
         *(f"after     {step}" for step in after(bundle.blend, bundle.target_names)),
-        f"input     {layout.test} with the columns {layout.id_column} and {layout.image_columns[0]}; "
-        f"the order of {layout.sample_submission}, where there is one",
+        f"input     {input_text(layout)}",
+        f"output    {output_text(layout, bundle.task_type)}",
         f"needs     {' '.join(needs)}",
         "",
         *table(member_rows(bundle, report)),
@@ -48,6 +49,36 @@ def explain(bundle: "Bundle") -> str:
         *table([[r["name"], score_text(r), r["kind"]] for r in report["scores"]]),
     ]
     return "\n".join(lines)
+
+
+def input_text(layout: "Layout") -> str:
+    """Where a folder's test rows and images are looked for."""
+    text = f"`{layout.test}`"
+    if layout.image_columns:
+        columns = ", ".join(f"`{name}`" for name in (layout.id_column, *layout.image_columns))
+        text += f" with the columns {columns} (image files, relative to the folder)"
+    else:
+        text += f", a row's images as `{layout.test_images[0]}`"
+        for name in ("views", "channels"):
+            if values := getattr(layout, name):
+                text += f", {name} {' '.join(values)}"
+    if layout.sample_submission:
+        text += f"; the order of `{layout.sample_submission}`, where there is one"
+    return text
+
+
+def output_text(layout: "Layout", task_type: str) -> str:
+    """What a submission holds."""
+    submission = layout.submission
+    if submission.form == "cells":
+        return "a CSV with confidences of every class for one mask of the whole image"
+    if submission.form == "lines":
+        return f"lines of {layout.id_column} and decision, separated by a blank"
+    if layout.label_column and submission.decided == "all":
+        return f"a CSV with {layout.id_column} and {layout.label_column}"
+    values = "values" if task_type == "regression" else "probabilities"
+    kind = {"none": values, "all": "decisions", "rest": f"{values}, decisions after the first"}
+    return f"a CSV with {layout.id_column} and one column per target: {kind[submission.decided]}"
 
 
 def targets(names: Sequence[str]) -> str:

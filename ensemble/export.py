@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,22 @@ from ensemble.bundle import (
     BundleMember,
     BundlePart,
 )
-from ensemble.explain import after, formula, member_rows, score_text, targets
+from ensemble.explain import (
+    after,
+    formula,
+    input_text,
+    member_rows,
+    output_text,
+    score_text,
+    targets,
+)
 from ensemble.members import Member, Pool
 from ensemble.outputs import refuse_foreign
 from ensemble.vendor import Closure, closure, copy_code, requirements
 from search.run_folder import write_json, write_text
 from spaces.errors import UserError
 
+ALL = "all"  # in place of a fold's number: a model that was trained on all rows
 _PREDICT = '''\
 """Predict with this bundle: python predict.py --data DIR --out FILE"""
 
@@ -46,18 +55,24 @@ if __name__ == "__main__":
 
 
 def export(
-    pool: Pool, blend: Blend, report: dict[str, Any], columns: Sequence[str], out: Path
+    pool: Pool,
+    blend: Blend,
+    report: dict[str, Any],
+    columns: Sequence[str],
+    out: Path,
+    refit: Mapping[int, Path] | None = None,
 ) -> Bundle:
     """Write the bundle of a blend of the pool's members to the folder `out`, whole or not at all.
 
-    `report` becomes ensemble.json; `columns` are those of the submission. A bundle that lies there
-    is replaced. Raises UserError when `out` holds something else, or when a member lacks a fold
-    model.
+    `report` becomes ensemble.json; `columns` are those of the submission. `refit` names folders of
+    members' models that were trained on all rows, to take in place of the fold models. A bundle
+    that lies there is replaced. Raises UserError when `out` holds something else, or when a member
+    lacks a model.
     """
     refuse_foreign(out, MANIFEST, "bundle")
     new = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
-        bundle = _fill(new, pool, blend, report, columns)
+        bundle = _fill(new, pool, blend, report, columns, refit or {})
         _replace(out, new)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -65,7 +80,12 @@ def export(
 
 
 def _fill(
-    root: Path, pool: Pool, blend: Blend, report: dict[str, Any], columns: Sequence[str]
+    root: Path,
+    pool: Pool,
+    blend: Blend,
+    report: dict[str, Any],
+    columns: Sequence[str],
+    refit: Mapping[int, Path],
 ) -> Bundle:
     assert pool.facts is not None
     bundle = Bundle(
@@ -74,7 +94,8 @@ def _fill(
         target_names=pool.target_names,
         columns=tuple(columns),
         layout=pool.facts.layout,
-        members=_members(root, pool, blend),
+        clean=pool.facts.clean,
+        members=_members(root, pool, blend, refit),
         blend=dataclasses.replace(blend, members=tuple(range(len(blend.members)))),
     )
     found = closure()
@@ -89,7 +110,9 @@ def _fill(
     return bundle
 
 
-def _members(root: Path, pool: Pool, blend: Blend) -> tuple[BundleMember, ...]:
+def _members(
+    root: Path, pool: Pool, blend: Blend, refit: Mapping[int, Path]
+) -> tuple[BundleMember, ...]:
     """The blend's members in its order, their models linked into the bundle.
 
     Raises UserError naming all that lack models.
@@ -98,7 +121,12 @@ def _members(root: Path, pool: Pool, blend: Blend) -> tuple[BundleMember, ...]:
     faults: list[str] = []
     for number, (m, weight) in enumerate(zip(blend.members, blend.weights, strict=True)):
         try:
-            members.append(_member(root, number, pool.members[m], weight, pool.folds))
+            member, models = pool.members[m], [str(k) for k in range(pool.folds)]
+            if m in refit:
+                (part,) = member.parts
+                member = dataclasses.replace(member, parts=(part._replace(folder=refit[m]),))
+                models = [ALL]
+            members.append(_member(root, number, member, weight, models))
         except UserError as error:
             faults += error.faults
     if faults:
@@ -106,7 +134,9 @@ def _members(root: Path, pool: Pool, blend: Blend) -> tuple[BundleMember, ...]:
     return tuple(members)
 
 
-def _member(root: Path, number: int, member: Member, weight: float, folds: int) -> BundleMember:
+def _member(
+    root: Path, number: int, member: Member, weight: float, folds: Sequence[str]
+) -> BundleMember:
     if not member.parts:
         raise UserError(
             f"member {member.name} has predictions but no models; a bundle needs a run's members"
@@ -114,10 +144,11 @@ def _member(root: Path, number: int, member: Member, weight: float, folds: int) 
     # By number: a name may hold what a path may not.
     home, parts, faults = f"models/{number:02d}", [], []
     for place, part in enumerate(member.parts):
-        lost = [k for k in range(folds) if not (part.folder / _model(k)).is_file()]
+        lost = [k for k in folds if not (part.folder / _model(k)).is_file()]
         if lost:
             faults.append(
-                f"member {member.name} lacks the models of folds {lost} in {part.folder}; restore "
+                f"member {member.name} lacks the models of folds {', '.join(lost)} in "
+                f"{part.folder}; restore "
                 f"them, or delete {member.oof_folder} to build without it"
             )
             continue
@@ -130,16 +161,16 @@ def _member(root: Path, number: int, member: Member, weight: float, folds: int) 
     return BundleMember(name=member.name, weight=weight, parts=tuple(parts), layers=layers)
 
 
-def _link_folds(source: Path, root: Path, folder: str, folds: int) -> dict[str, str]:
+def _link_folds(source: Path, root: Path, folder: str, folds: Sequence[str]) -> dict[str, str]:
     """A folder's fold files as files of the bundle: fold -> name."""
     (root / folder).mkdir(parents=True, exist_ok=True)
-    files = {str(k): f"{folder}/{_model(k)}" for k in range(folds)}
+    files = {k: f"{folder}/{_model(k)}" for k in folds}
     for fold, name in files.items():
-        _link(source / _model(int(fold)), root / name)
+        _link(source / _model(fold), root / name)
     return files
 
 
-def _model(fold: int) -> str:
+def _model(fold: str) -> str:
     return f"fold-{fold}.safetensors"
 
 
@@ -174,7 +205,7 @@ def _readme(bundle: Bundle, report: dict[str, Any], found: Closure) -> str:
     lines = [
         f"# Ensemble for {bundle.task}",
         "",
-        f"{len(bundle.members)} members with {len(bundle.members[0].folds)} fold models each "
+        f"{len(bundle.members)} members with {_models_text(bundle)} each "
         f"predict for each image the targets ({bundle.task_type}) {targets(bundle.target_names)}.",
         "This folder is all that prediction needs.",
         "",
@@ -182,13 +213,12 @@ def _readme(bundle: Bundle, report: dict[str, Any], found: Closure) -> str:
         "",
         "```",
         f"pip install -r {REQUIREMENTS}",
-        "python predict.py --data DIR --out submission.csv",
+        f"python predict.py --data DIR --out {layout.submission.file}",
         "python predict.py --explain",
         "```",
         "",
-        f"DIR holds `{layout.test}` with the columns `{layout.id_column}` and "
-        f"`{layout.image_columns[0]}` (image files, relative to DIR). When DIR has a "
-        f"`{layout.sample_submission}`, its rows and columns decide the order of the output.",
+        f"DIR holds {input_text(layout)}. The file that is written is "
+        f"{output_text(layout, bundle.task_type)}.",
         "`--tta 1|4|8` averages the image alone, its flips, or flips and quarter turns; without it "
         "each model does what it was searched with.",
         "",
@@ -197,6 +227,7 @@ def _readme(bundle: Bundle, report: dict[str, Any], found: Closure) -> str:
         *_markdown([["what", "score", "kind"], *scores]),
         "",
         "Expect the nested score on new data of the same kind, not the optimistic one.",
+        *(["", *(f"Note: {note}." for note in report["notes"])] if report.get("notes") else []),
         "",
         "## Members",
         "",
@@ -211,6 +242,11 @@ def _readme(bundle: Bundle, report: dict[str, Any], found: Closure) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _models_text(bundle: Bundle) -> str:
+    folds = bundle.members[0].folds
+    return "one model trained on all rows" if folds == [ALL] else f"{len(folds)} fold models"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:

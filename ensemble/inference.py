@@ -1,10 +1,10 @@
-"""All fold models of a bundle over any number of images, chunk by chunk.
+"""All fold models of a bundle over any number of rows, chunk by chunk.
 
 A chunk's images are decoded into a temporary file, every member predicts them, and the blend makes
 one prediction of the members'. So neither memory nor disk grows with the number of images.
 
-Shapes: T outputs, n images of one chunk, m members, H W C height, width and channels, B images of
-one piece.
+Shapes: T outputs, n rows of one chunk, m members, H W C height, width and channels, B rows of one
+piece, X images, the views of a row one after the other.
 """
 
 import sys
@@ -20,6 +20,7 @@ from ensemble.bundle import Bundle, BundleMember
 from ensemble.joint import JointLayer, predict_head
 from ensemble.meter import Meter
 from search.data.cache import check_headers, open_store
+from search.data.cleaning import cleaner
 from search.model.infer import FoldModel
 from search.model.memory import OutOfMemory, with_halving
 from spaces.errors import UserError
@@ -29,7 +30,7 @@ PREDICTION_BYTES = 256 << 20  # of the members' predictions of a chunk, in memor
 MODEL_BYTES = 1 << 30  # of model files that stay loaded from one chunk to the next
 _PIECE = 16  # batches between two lines of progress
 Predict = Callable[[NDArray[np.uint8], int | None, int], NDArray[np.float32]]
-DECODED, PREDICTED = "images decoded", "images x models predicted"
+DECODED, PREDICTED = "images decoded", "rows x models predicted"
 
 
 class Inference:
@@ -37,37 +38,42 @@ class Inference:
 
     def __init__(self, bundle: Bundle, device: str, tta: int | None, batch_size: int) -> None:
         self.bundle, self.device, self.tta = bundle, device, tta
-        self.batch_size = batch_size
+        self.views = bundle.layout.view_count
+        self.batch_size = batch_size = max(1, batch_size // self.views)  # rows; given in images
         self.sizes = sorted({member.decode_size for member in bundle.members})
-        # Batches begin at multiples of the batch size, however the images are cut into chunks and
+        # Batches begin at multiples of the batch size, however the rows are cut into chunks and
         # pieces: what a value's last bit depends on is then the batch size alone.
         self.piece = batch_size * _PIECE
+        numbers = self.views * bundle.layout.channel_count  # of a row's pixel
         fitting = min(
-            IMAGE_BYTES // sum(3 * size * size for size in self.sizes),
+            IMAGE_BYTES // sum(numbers * size * size for size in self.sizes),
             PREDICTION_BYTES // (4 * len(bundle.members) * len(bundle.target_names)),
         )
         self.chunk = max(1, fitting // batch_size) * batch_size
         self._loaded: dict[str, FoldModel] = {}
 
-    def chunks(self, root: Path, paths: Sequence[str]) -> Iterator[NDArray[np.float32]]:
-        """(T, n) predictions of consecutive images."""
+    def chunks(self, root: Path, files: Sequence[tuple[str, ...]]) -> Iterator[NDArray[np.float32]]:
+        """(T, n) predictions of consecutive rows; `files` are those of each image."""
         models = sum(len(member.folds) for member in self.bundle.members)
-        several = len(paths) > self.chunk
+        rows, step = len(files) // self.views, self.chunk * self.views
+        several = rows > self.chunk
         if several:
-            looked = Meter({"images looked at": len(paths)})
-            check_headers(root, paths, _steps(looked, "images looked at"))
+            looked = Meter({"files looked at": sum(map(len, files))})
+            check_headers(root, files, _steps(looked, "files looked at"))
         keep = several and sum(map(self.bundle.model_bytes, self.bundle.members)) <= MODEL_BYTES
-        print(f"{len(paths)} images, {models} models, on {self.device}", file=sys.stderr)
-        meter = Meter({DECODED: len(self.sizes) * len(paths), PREDICTED: models * len(paths)})
-        for start in range(0, len(paths), self.chunk):
-            part = paths[start : start + self.chunk]
+        print(f"{len(files)} images, {models} models, on {self.device}", file=sys.stderr)
+        meter = Meter({DECODED: len(self.sizes) * len(files), PREDICTED: models * rows})
+        clean, clean_key = cleaner(self.bundle.clean)
+        for start in range(0, len(files), step):
+            part = files[start : start + step]
             with tempfile.TemporaryDirectory(prefix="rungfold-") as folder:
                 images_of = {
                     size: open_store(
-                        root, part, size, Path(folder), _steps(meter, DECODED)
+                        root, part, size, Path(folder), _steps(meter, DECODED),
+                        clean=clean, clean_key=clean_key,
                     ).images_NHWC
                     for size in self.sizes
-                }
+                }  # fmt: skip
                 preds_mTn = [
                     self._member(member, images_of[member.decode_size], keep, meter)
                     for member in self.bundle.members
@@ -75,27 +81,29 @@ class Inference:
             yield self.bundle.blend.apply(preds_mTn)
 
     def _member(
-        self, member: BundleMember, images_nHWC: NDArray[np.uint8], keep: bool, meter: Meter
+        self, member: BundleMember, images_XHWC: NDArray[np.uint8], keep: bool, meter: Meter
     ) -> NDArray[np.float32]:
         """(T, n) predictions, the mean over the folds."""
-        sum_nT = np.zeros((len(images_nHWC), len(self.bundle.target_names)))
+        rows = len(images_XHWC) // self.views
+        sum_nT = np.zeros((rows, len(self.bundle.target_names)))
         for fold in member.folds:
             predict = self._predictor(member, fold, keep)
-            for start in range(0, len(images_nHWC), self.piece):
-                at = slice(start, start + self.piece)
+            for start in range(0, rows, self.piece):
+                stop = start + self.piece
                 try:
-                    pred_BT = self._halving(predict, images_nHWC[at])
+                    piece_XHWC = images_XHWC[start * self.views : stop * self.views]
+                    pred_BT = self._halving(predict, piece_XHWC)
                 except OutOfMemory as error:
                     raise UserError(
                         f"member {member.name}: {error} of {self.device}; end other programs "
                         "that use it, or take a machine with more"
                     ) from None
-                sum_nT[at] += pred_BT
+                sum_nT[start:stop] += pred_BT
                 meter.add(PREDICTED, len(pred_BT))
         return np.ascontiguousarray((sum_nT / len(member.folds)).T, dtype=np.float32)
 
     def _predictor(self, member: BundleMember, fold: str, keep: bool) -> Predict:
-        """Predictions (B, T) of one fold, from images, views and a batch size."""
+        """Predictions (B, T) of one fold, from images, flips and turns, and a batch size."""
         if not member.layers:
             return self._model(member.parts[0].models[fold], keep).predict
         layer = JointLayer.load(self.bundle.root / member.layers[fold])
@@ -106,15 +114,15 @@ class Inference:
         return partial(predict_head, models, layer)
 
     def fold(
-        self, member: BundleMember, fold: str, images_NHWC: NDArray[np.uint8]
+        self, member: BundleMember, fold: str, images_XHWC: NDArray[np.uint8]
     ) -> NDArray[np.float32]:
         """(T, N) predictions of one fold of a member."""
-        pred_NT = self._halving(self._predictor(member, fold, False), images_NHWC)
+        pred_NT = self._halving(self._predictor(member, fold, False), images_XHWC)
         return np.ascontiguousarray(pred_NT.T)
 
-    def _halving(self, predict: Predict, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _halving(self, predict: Predict, images_XHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         def attempt(batch_size: int) -> NDArray[np.float32]:
-            return predict(images_BHWC, self.tta, batch_size)
+            return predict(images_XHWC, self.tta, batch_size)
 
         pred_BT, self.batch_size = with_halving(attempt, self.batch_size, lambda: None, self.device)
         return pred_BT

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.limits import Cost
-from ensemble.submission import SubmissionForm, read_sample, read_values
-from search.metrics import FittedMetric, Score, check_predictions, check_truth, get_metric
+from ensemble.submission import SubmissionForm, read_truth
+from search.metrics import FittedMetric, Score, check_predictions, check_truth, metric_of
 from search.oof import read_oof
 from search.run_folder import RunFolder, read_json
 from spaces.backbones import series
@@ -35,22 +35,24 @@ class RunFacts:
     target_names: tuple[str, ...]
     layout: Layout
     store_size: int  # pixels that images were decoded to; a model resizes to its own size
+    clean: dict[str, bool]  # what was done to images before: search.data.borders
 
     @classmethod
     def read(cls, run: RunFolder) -> "RunFacts":
         """Raises UserError when run.json lacks what it needs."""
         data = read_json(run.run)
-        needed = ("task", "metric", "target_names", "layout", "plan")
+        needed = ("task", "task_type", "metric", "target_names", "layout", "clean", "plan")
         missing = [name for name in needed if name not in data]
         if missing:
             raise UserError(f"{run.run} has no {', '.join(missing)}; it is damaged: restore it")
         return cls(
             task=str(data["task"]),
-            task_type=str(data.get("task_type", "regression")),  # runs before it was recorded
+            task_type=str(data["task_type"]),
             metric=FittedMetric.from_dict(data["metric"]),
             target_names=tuple(data["target_names"]),
             layout=Layout.from_dict(data["layout"]),
             store_size=int(data["plan"]["store_size"]),
+            clean=dict(data["clean"]),
         )
 
 
@@ -164,16 +166,8 @@ def pool_of_files(files: "PlainFiles", metric_name: str, task_type: str) -> Pool
     Raises UserError with all faults: a metric that cannot score the task type, values outside
     what it takes, folds in which it is undefined.
     """
-    metric = get_metric(metric_name)
-    if task_type == "multiclass" and "multiclass" in metric.args:
-        metric = get_metric(metric_name, multiclass=True)
-    fitted = metric.fit(files.true_TN)
-    faults = []
-    if task_type not in fitted.task_types:
-        known = ", ".join(fitted.task_types)
-        faults.append(f"metric {metric_name} scores {known}, but --task-type is {task_type}")
-    else:
-        faults += check_truth(fitted, files.true_TN, files.fold_N, files.target_names)
+    fitted = metric_of(metric_name, {}, task_type).fit(files.true_TN)
+    faults = check_truth(fitted, files.true_TN, files.fold_N, files.target_names)
     for name, pred_TN in zip(files.names, files.preds, strict=True):
         faults += check_predictions(fitted, pred_TN, name)
     if faults:
@@ -194,13 +188,23 @@ def pool_of_files(files: "PlainFiles", metric_name: str, task_type: str) -> Pool
     )
 
 
-def score_submission(submission: Path, truth: Path, facts: RunFacts) -> Score:
-    """Score of a submission against a CSV with the true values (a generated sample keeps one),
+def score_truth(
+    pred_TN: NDArray[Any],
+    test_ids: Sequence[str],
+    truth: Path,
+    facts: RunFacts,
+    thresholds_T: NDArray[Any] | None = None,
+) -> Score:
+    """Score of test predictions against a CSV with the true values (a generated sample keeps one),
     by the run's metric. Rows are those of the truth."""
-    _, ids = read_sample(truth)
-    names = facts.target_names
-    pred_TN, true_TN = (read_values(path, ids, names) for path in (submission, truth))
-    return facts.metric.score(pred_TN, true_TN)
+    ids, true_TN = read_truth(truth, facts.target_names, facts.layout.label_column)
+    row_of = {name: row for row, name in enumerate(test_ids)}
+    if lost := [name for name in ids if name not in row_of]:
+        raise UserError(f"{truth} names rows that are no test rows: {', '.join(lost[:5])}")
+    decides = facts.metric.fits_thresholds
+    return facts.metric.score(
+        pred_TN[:, [row_of[name] for name in ids]], true_TN, thresholds_T if decides else None
+    )
 
 
 def _member(run: RunFolder, trial: int, label: str, facts: RunFacts, folds: "Folds") -> Member:

@@ -64,40 +64,53 @@ def predict_folder(
     bundle. Neither memory nor temporary files grow with the number of images. Raises UserError
     naming all images that cannot be read, before the first prediction.
     """
-    from ensemble.submission import SubmissionForm, read_sample
+    from ensemble.submission import form_of, read_sample
+    from search.data.columns import padded
+    from search.data.decode import size_of
     from search.data.table import read_test
 
-    ids, paths = read_test(bundle.layout, data)
-    sample = data / bundle.layout.sample_submission
+    layout = bundle.layout
+    ids, files = read_test(layout, data)
+    sample = data / layout.sample_submission
     columns, order = read_sample(sample) if sample.is_file() else (bundle.columns, ids)
-    form = SubmissionForm(
-        target_names=bundle.target_names, test_ids=ids, ids=order, columns=columns
+    order = padded(order, layout.id_width)
+    views = layout.view_count
+    files_of = {name: files[views * i : views * (i + 1)] for i, name in enumerate(ids)}
+    form = form_of(
+        layout,
+        bundle.task_type,
+        target_names=bundle.target_names,
+        test_ids=ids,
+        ids=order,
+        columns=columns,
+        sizes=lambda: [size_of(data / files_of[name][0][0]) for name in ids],
     )
-    path_of = dict(zip(ids, paths, strict=True))
-    ordered = [path_of[name] for name in form.ids]
+    ordered = [image for name in form.ids for image in files_of[name]]
     preds = predict_chunks(bundle, data, ordered, tta=tta, batch_size=batch_size)
     first = next(preds)  # before a file is begun
-    form.write_pieces(out, chain([first], preds))
+    form.write_pieces(out, chain([first], preds), bundle.blend.post.thresholds_T)
     return len(form.ids), len(form.columns)
 
 
 def predict_files(
     bundle: "Bundle",
     root: Path,
-    paths: Sequence[str],
+    files: "Sequence[tuple[str, ...]]",
     *,
     tta: int | None = None,
     batch_size: int = BATCH,
 ) -> "NDArray[np.float32]":
-    """(T, N) predictions of image files: of each member the mean over its folds, blended.
+    """(T, N) predictions of N rows: of each member the mean over its folds, blended. `files` are
+    those of each image, the views of a row one after the other.
 
     Raises UserError naming all unreadable images, before the first prediction.
     """
     import numpy as np
 
-    pred_TN = np.empty((len(bundle.target_names), len(paths)), dtype=np.float32)
+    rows = len(files) // bundle.layout.view_count
+    pred_TN = np.empty((len(bundle.target_names), rows), dtype=np.float32)
     done = 0
-    for pred_Tn in predict_chunks(bundle, root, paths, tta=tta, batch_size=batch_size):
+    for pred_Tn in predict_chunks(bundle, root, files, tta=tta, batch_size=batch_size):
         pred_TN[:, done : done + pred_Tn.shape[1]] = pred_Tn
         done += pred_Tn.shape[1]
     return pred_TN
@@ -106,12 +119,12 @@ def predict_files(
 def predict_chunks(
     bundle: "Bundle",
     root: Path,
-    paths: Sequence[str],
+    files: "Sequence[tuple[str, ...]]",
     *,
     tta: int | None = None,
     batch_size: int = BATCH,
 ) -> "Iterator[NDArray[np.float32]]":
-    """As `predict_files`, (T, n) predictions of consecutive images.
+    """As `predict_files`, (T, n) predictions of consecutive rows.
 
     With several chunks, missing files and those that do not begin like an image are named at the
     start; an image whose later part is broken raises UserError when its chunk is decoded.
@@ -119,7 +132,7 @@ def predict_chunks(
     from ensemble.inference import Inference
     from search.model.infer import fastest_device
 
-    return Inference(bundle, fastest_device(), tta, batch_size).chunks(root, paths)
+    return Inference(bundle, fastest_device(), tta, batch_size).chunks(root, files)
 
 
 def predict_fold(

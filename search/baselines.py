@@ -1,153 +1,112 @@
 """Trivial baselines that every model has to beat: the mean profile, a ridge on colour statistics.
 
-Shapes: N rows, T outputs, K folds, F features, H and W pixels, C = 3 colour channels.
+Shapes: N and M rows, T outputs, K folds, F features, H and W pixels, C channels, V views of a row.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
-Floats = NDArray[np.float32]
-Reals = NDArray[np.floating[Any]]
-Images = NDArray[np.uint8]
+from search.data.image_statistics import image_statistics, join_views
 
-# What haematoxylin, eosin and DAB absorb in red, green and blue (Ruifrok and Johnston 2001).
-_HED = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
-_UNMIX = np.linalg.inv(_HED / np.linalg.norm(_HED, axis=1, keepdims=True)).astype(np.float32)
-_BLOCK = 64  # tiles held as floats at a time
-_SIDE = 64  # larger tiles are thinned out to about this many pixels a side: colour needs no more
+Floats = NDArray[np.float32]
+Images = NDArray[np.uint8]  # (N V, H, W, C): the V views of a row one after the other
+
 ALPHAS = tuple(float(a) for a in np.logspace(0, 5, 11))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """Features of each tile, and a fit on the training rows that predicts other rows."""
+    """Features of each image, and a fit on the training rows that predicts other rows: values, or
+    probabilities for a task of classification."""
 
-    features: Callable[[Images], Floats]  # (N, H, W, C) -> (N, F)
-    fit_predict: Callable[[Floats, Floats, Floats], Floats]  # (N, F), (T, N), (M, F) -> (T, M)
+    features: Callable[[Images], Floats]  # (N V, H, W, C) -> (N V, F)
+    # (N, F), (T, N), (M, F), task type -> (T, M)
+    fit_predict: Callable[[Floats, Floats, Floats, str], Floats]
 
-    def oof(self, images_NHWC: Images, targets_TN: Floats, fold_N: NDArray[np.int64]) -> Floats:
+    def oof(
+        self,
+        images: Images,
+        targets_TN: Floats,
+        fold_N: NDArray[np.int64],
+        task_type: str = "regression",
+        views: int = 1,
+    ) -> Floats:
         """Out-of-fold predictions (T, N): each fold's rows by a fit on the other folds."""
-        x_NF = self.features(images_NHWC)
+        x_NF = join_views(self.features(images), views)
         pred_TN = np.empty(targets_TN.shape, dtype=np.float32)
         for k in np.unique(fold_N):
             inside = fold_N == k
             pred_TN[:, inside] = self.fit_predict(
-                x_NF[~inside], targets_TN[:, ~inside], x_NF[inside]
+                x_NF[~inside], targets_TN[:, ~inside], x_NF[inside], task_type
             )
         return pred_TN
 
     __call__ = oof
 
-    def predict(self, train_NHWC: Images, targets_TN: Floats, test_NHWC: Images) -> Floats:
-        """Predictions (T, rows of `test_NHWC`) by a fit on all training rows."""
-        return self.fit_predict(self.features(train_NHWC), targets_TN, self.features(test_NHWC))
+    def predict(
+        self,
+        train: Images,
+        targets_TN: Floats,
+        test: Images,
+        task_type: str = "regression",
+        views: int = 1,
+    ) -> Floats:
+        """Predictions (T, rows of `test`) by a fit on all training rows."""
+        x_NF, new_MF = (join_views(self.features(images), views) for images in (train, test))
+        return self.fit_predict(x_NF, targets_TN, new_MF, task_type)
 
 
-def colour_statistics(images_NHWC: Images) -> Floats:
-    """53 statistics of each tile's colours, (N, 53); where a pixel lies plays no part.
-
-    Mean, deviation, skewness and five percentiles of red, green and blue; hue (as a direction),
-    saturation and value; haematoxylin, eosin and the rest of the optical density; correlations
-    of channels; shares of bare and of dark pixels.
-    """
-    if images_NHWC.ndim != 4 or images_NHWC.shape[3] != 3 or images_NHWC.dtype != np.uint8:
-        raise ValueError(
-            f"images are {images_NHWC.dtype} {images_NHWC.shape}; they must be uint8 (N, H, W, 3)"
-        )
-    step = tuple(max(1, side // _SIDE) for side in images_NHWC.shape[1:3])
-    blocks = [
-        _statistics(images_NHWC[i : i + _BLOCK, :: step[0], :: step[1]])
-        for i in range(0, len(images_NHWC), _BLOCK)
-    ]
-    return np.concatenate(blocks) if blocks else np.empty((0, 53), np.float32)
-
-
-def _statistics(images_NHWC: Images) -> Floats:
-    rgb_NPC = images_NHWC.reshape(len(images_NHWC), -1, 3).astype(np.float32) / 255
-    mean, std = rgb_NPC.mean(axis=1), rgb_NPC.std(axis=1)
-    skew = ((rgb_NPC - mean[:, None]) ** 3).mean(axis=1) / (std + 1e-3) ** 3
-    cuts = _percentiles(rgb_NPC, (5, 25, 50, 75, 95))
-
-    high, low = rgb_NPC.max(axis=2), rgb_NPC.min(axis=2)
-    saturation = (high - low) / np.maximum(high, 1 / 255)
-    # Hue as a direction in the plane across the grey axis, so that red has no jump.
-    east = rgb_NPC[..., 0] - (rgb_NPC[..., 1] + rgb_NPC[..., 2]) / 2
-    north = (rgb_NPC[..., 1] - rgb_NPC[..., 2]) * np.float32(np.sqrt(3) / 2)
-
-    density_NPC = -np.log(np.maximum(rgb_NPC, 1 / 255))
-    stain_NPC = density_NPC @ _UNMIX
-    columns = [
-        mean, std, skew, cuts,  # 3 + 3 + 3 + 15
-        *(_pair(x) for x in (east, north, saturation, high)),  # 8
-        _percentiles(saturation[..., None], (10, 90)),  # 2
-        stain_NPC.mean(axis=1), stain_NPC.std(axis=1),  # 6
-        _percentiles(stain_NPC[..., :2], (10, 50, 90)),  # 6
-        _correlation(rgb_NPC, ((0, 1), (0, 2), (1, 2))),  # 3
-        _correlation(stain_NPC, ((0, 1),)),  # 1
-        (low > 0.8).mean(axis=1)[:, None], (high < 0.4).mean(axis=1)[:, None],  # 2
-        density_NPC.sum(axis=2).std(axis=1)[:, None],  # 1
-    ]  # fmt: skip
-    return np.concatenate(columns, axis=1).astype(np.float32)
-
-
-def _pair(x_NP: Reals) -> Reals:
-    return np.stack([x_NP.mean(axis=1), x_NP.std(axis=1)], axis=1)
-
-
-def _percentiles(x_NPC: Reals, cuts: Sequence[int]) -> Reals:
-    values = np.percentile(x_NPC, cuts, axis=1).transpose(1, 0, 2)
-    return values.reshape(len(x_NPC), -1).astype(np.float32)
-
-
-def _correlation(x_NPC: Reals, pairs: Sequence[tuple[int, int]]) -> Reals:
-    x = x_NPC - x_NPC.mean(axis=1, keepdims=True)
-    norm = np.sqrt(np.square(x).mean(axis=1)) + 1e-3  # a flat tile has no correlation
-    columns = [(x[..., i] * x[..., j]).mean(axis=1) / (norm[:, i] * norm[:, j]) for i, j in pairs]
-    return np.stack(columns, axis=1)
-
-
-def _ridge(x_NF: Floats, targets_TN: Floats, new_MF: Floats) -> Floats:
+def _ridge(x_NF: Floats, targets_TN: Floats, new_MF: Floats, task_type: str) -> Floats:
     """Ridge on standardised features and targets; its alpha by leave-one-out on these rows."""
     features = StandardScaler().fit(x_NF)
+    x_NF, new_MF = features.transform(x_NF), features.transform(new_MF)
+    if task_type != "regression":
+        return _logistic(x_NF, targets_TN, new_MF, task_type)
     targets = StandardScaler().fit(targets_TN.T)
-    model = RidgeCV(alphas=ALPHAS).fit(features.transform(x_NF), targets.transform(targets_TN.T))
-    pred_MT = targets.inverse_transform(
-        model.predict(features.transform(new_MF)).reshape(len(new_MF), -1)
-    )
+    model = RidgeCV(alphas=ALPHAS).fit(x_NF, targets.transform(targets_TN.T))
+    pred_MT = targets.inverse_transform(model.predict(new_MF).reshape(len(new_MF), -1))
     return np.asarray(pred_MT.T, dtype=np.float32)
 
 
-def _nothing(images_NHWC: Images) -> Floats:
-    return np.empty((len(images_NHWC), 0), np.float32)
+def _logistic(x_NF: Floats, targets_TN: Floats, new_MF: Floats, task_type: str) -> Floats:
+    """Logistic regression of each class on standardised features, shrunk as much as a ridge on the
+    same class, whose leave-one-out costs next to nothing. A ridge ranks as well, but what it
+    predicts are no probabilities. An output that does not vary here is predicted as it is."""
+    share_T = targets_TN.mean(axis=1, dtype=np.float64)
+    pred_TM = np.repeat(share_T[:, None], len(new_MF), axis=1)
+    varies = np.flatnonzero((share_T > 0) & (share_T < 1))
+    if len(varies):
+        scaled_NT = StandardScaler().fit_transform(targets_TN[varies].T)
+        ridge = RidgeCV(alphas=ALPHAS, alpha_per_target=True).fit(x_NF, scaled_NT)
+        # Near the mean, where a sigmoid's slope is the variance, both shrink alike.
+        strength_T = 1 / (ridge.alpha_ * share_T[varies] * (1 - share_T[varies]))
+        for output, strength in zip(varies.tolist(), strength_T.tolist(), strict=True):
+            model = LogisticRegression(C=strength, max_iter=1000)
+            pred_TM[output] = model.fit(x_NF, targets_TN[output] == 1).predict_proba(new_MF)[:, 1]
+    if task_type == "multiclass":
+        pred_TM /= pred_TM.sum(axis=0)
+    return pred_TM.astype(np.float32)
 
 
-def _mean(x_NF: Floats, targets_TN: Floats, new_MF: Floats) -> Floats:
+def _nothing(images: Images) -> Floats:
+    return np.empty((len(images), 0), np.float32)
+
+
+def _mean(x_NF: Floats, targets_TN: Floats, new_MF: Floats, task_type: str) -> Floats:
+    """The mean of each output, which is the share of each class."""
     mean_T = targets_TN.mean(axis=1, dtype=np.float64).astype(np.float32)
     return np.repeat(mean_T[:, None], len(new_MF), axis=1)
 
 
 BASELINES = {
     "mean_profile": Baseline(features=_nothing, fit_predict=_mean),
-    "colour_ridge": Baseline(features=colour_statistics, fit_predict=_ridge),
+    "colour_ridge": Baseline(features=image_statistics, fit_predict=_ridge),
 }
-
-
-def mean_profile(targets_TN: Floats, fold_N: NDArray[np.int64]) -> Floats:
-    """Out-of-fold mean profile (T, N); it looks at no image."""
-    return BASELINES["mean_profile"].oof(
-        np.empty((len(fold_N), 0, 0, 3), np.uint8), targets_TN, fold_N
-    )
-
-
-def colour_ridge(images_NHWC: Images, targets_TN: Floats, fold_N: NDArray[np.int64]) -> Floats:
-    """Out-of-fold predictions (T, N) of the ridge on colour statistics."""
-    return BASELINES["colour_ridge"].oof(images_NHWC, targets_TN, fold_N)
 
 
 def fold_order(baseline_scores_K: Sequence[float]) -> list[int]:

@@ -5,12 +5,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.options import add_task_options, task_options
 from spaces.errors import DONE, run_main
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from search.data.check import DataReport
+
+
+_LABELS = 25  # whose counts per fold are shown
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,7 +33,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out train rows with unreadable images"
     )
+    parser.add_argument(
+        "--group-duplicates",
+        action="store_true",
+        help="join groups that share near-duplicate images, instead of refusing them",
+    )
+    parser.add_argument("--folds", type=int, metavar="K", help="folds to count labels in")
+    parser.add_argument("--pictures", metavar="DIR", help="write pictures of what was found")
     parser.add_argument("--cache", metavar="DIR", help="where the embedded sample is kept")
+    add_task_options(parser)
     return parser
 
 
@@ -41,20 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     from search.data.cache import default_cache
     from search.data.check import inspect
     from search.data.source import resolve_data, sample_notice
+    from search.pictures import draw
     from search.terminal import progress_bar
     from spaces.registry import load_task
 
     console = Console(highlight=False, markup=False)
-    task = load_task(args.task)
+    task = load_task(args.task, task_options(args))
     cache = Path(args.cache).expanduser() if args.cache else default_cache()
     root = resolve_data(task, args.data, cache, seed=0)
     if args.data is None:
         console.print(sample_notice(task, root), soft_wrap=True)
     with progress_bar("checking images") as progress:
         report = inspect(
-            task.layout, root, groups=args.groups, skip_bad=args.skip_bad, progress=progress
-        )
+            task, root, groups=args.groups, folds=args.folds, skip_bad=args.skip_bad,
+            group_duplicates=args.group_duplicates, progress=progress,
+        )  # fmt: skip
     print_report(console, report)
+    if args.pictures:
+        for name in draw(report, Path(args.pictures)):
+            console.print(f"picture: {Path(args.pictures) / name}", soft_wrap=True)
     return DONE
 
 
@@ -81,6 +98,8 @@ def _lines(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "data", data["root"]
     yield "train rows", str(rows["train"])
     yield "test rows", str(rows["test"])
+    if data["views"] > 1:
+        yield "views", f"{data['views']} images per row"
     constant = f", {len(targets['constant'])} constant" if targets["constant"] else ""
     span = f"{targets['lowest']:.4g} to {targets['highest']:.4g}"
     yield "targets", f"{targets['count']}, values {span}{constant}"
@@ -90,16 +109,28 @@ def _lines(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "sizes", _counts(images["sizes"])
     yield "modes", _counts(images["modes"])
     yield "converted", _counts(images["converted"]) or "none"
+    yield "borders", f"{len(images['borders'])} images"
+    yield "captions", f"{len(images['captions'])} images"
     yield "same bytes", f"{len(data['duplicates']['files'])} groups of files"
+    near = data["near_duplicates"]["counts"]
+    yield (
+        "near duplicates",
+        f"{near['train']} pairs in train, {near['train_and_test']} across train and test, "
+        f"{near['conflicting']} with different labels",
+    )
+    for name, apart in data["told_apart"].items():
+        yield name.replace("_", " "), apart["meaning"]
     yield "left out", f"{len(data['quarantined'])} rows"
     for row in data["quarantined"]:
-        yield "", f"{row['id']} {row['path']}: {row['reason']}"
-    if data["groups"] is not None:
-        yield "groups", _counts(data["groups"])
-    if data["fold_sizes"] is not None:
-        yield "fold sizes", ", ".join(map(str, data["fold_sizes"]))
-    else:
-        yield "groups", "auto: decided from the tiles' colours when the search starts"
+        yield "", f"{row['id']} {' '.join(row['files'])}: {row['reason']}"
+    groups = data["groups"]
+    if groups is not None:
+        yield "groups", str(groups) if isinstance(groups, int) else _counts(groups)
+    for cluster in data["clusters"]:
+        yield "", ", ".join(f"{name} {value:.3g}" for name, value in cluster.items())
+    yield "fold sizes", ", ".join(map(str, data["fold_sizes"]))
+    for name, counts in list(data["labels_per_fold"].items())[:_LABELS]:
+        yield f"  {name}", f"{', '.join(map(str, counts))} positive"
 
 
 def _counts(counts: dict[str, int]) -> str:

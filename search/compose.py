@@ -1,6 +1,6 @@
 """A session of a run: journal, director, sampler, worker context and refresher put together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from filelock import FileLock, Timeout
 
+from search.ablation import ask_for, rows
 from search.data.folds import read_folds
 from search.director import Clock, Director
 from search.finish import Refresher, publish
 from search.journal import Journal, seconds_used
-from search.metrics import FittedMetric
+from search.metrics import FittedMetric, fold_scores, trial_score
 from search.oof import assemble
 from search.plan import Plan, extended
 from search.policy.portfolio import portfolio
@@ -46,9 +47,16 @@ class Session:
     Raises UserError when another process works on the run.
     """
 
-    def __init__(self, setup: Setup, started: float, extend: int | None = None) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        started: float,
+        extend: int | None = None,
+        ablate: Sequence[str] | None = None,
+    ) -> None:
         """`started`: time.monotonic() at the start of the process, from which --hours counts.
-        `extend`: trials that are added to the run."""
+        `extend`: trials that are added to the run. `ablate`: parameters that are changed one by one
+        around the best recipe; none of them: all."""
         self._lock = FileLock(setup.run.lock)
         try:
             self._lock.acquire(timeout=0)
@@ -61,6 +69,9 @@ class Session:
         self._journal.append("session", task_digest=setup.task_digest)
         if extend is not None:
             self._journal.append("extend", trials=extend)
+        if ablate is not None:
+            count = ask_for(self._journal, setup.task.space(setup.means), ablate)
+            say(f"plan: {count} trials that change the best recipe one by one")
         sampler = _sampler(setup)  # as the run's own plan has it: an extended run asks as before
         setup = replace(setup, plan=extended(setup.plan, self._journal.events))
         if extend is not None:
@@ -101,7 +112,11 @@ class Session:
         context = Context(
             run=str(setup.run.root.resolve()),
             store=str(setup.store),
+            cache=str(setup.cache.resolve()),
             task=setup.task_name,
+            task_options=setup.task_options,
+            target_names=setup.target_names,
+            initial=setup.initial,
             metric=setup.metric,
             seed=setup.seed,
             threads=setup.plan.cpus_per_trial,
@@ -132,6 +147,10 @@ class Session:
     def frame(self) -> "pd.DataFrame":
         return results_frame(self.director.trials, self._setup.baselines, self._setup.fold_order)
 
+    def ablations(self) -> list[dict[str, Any]]:
+        """What each single change did, of all ablations of the run."""
+        return rows(self._journal, self.director.trials)
+
     def _on_member(self) -> None:
         if self._refresher is not None:
             self._refresher.ask()
@@ -144,10 +163,16 @@ class Session:
             folds=self._folds,
             target_names=self._setup.target_names,
             recipe_digest=recipe.digest,
-            extra={"trial": trial.number, "score": trial.score()},
+            extra={"trial": trial.number},
         )
-        pooled = self._metric.score(pred_TN, self._targets_TN).value
-        return {"score": trial.score(), "pooled": pooled}
+        # Until now each fold was scored alone; with all folds there, thresholds come from others.
+        scores = fold_scores(self._metric, pred_TN, self._targets_TN, self._folds.fold)
+        return {
+            "score": trial_score(scores),
+            "pooled": self._metric.score(pred_TN, self._targets_TN).value,
+            "fold_scores": [s.value for s in scores],
+            "fold_parts": [s.parts for s in scores],
+        }
 
 
 def _sampler(setup: Setup) -> Sampler:

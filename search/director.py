@@ -108,13 +108,13 @@ class Director:
                 self._wrong.append(self.trials.all[event.trial])
         elif event.kind == "epochs":
             trial = self.trials.all[event.trial]
-            what = trial.backbone, trial.image_size
+            what = trial.model, trial.image_size
             for point in data["points"]:
                 self._costs.hear(*what, point["seconds"], 1)
                 self._micro_batches.hear(*what, point["batch"], point["micro_batch"])
         elif event.kind == "fold":
             trial = self.trials.all[event.trial]
-            self._costs.hear(trial.backbone, trial.image_size, data["seconds"], 0)
+            self._costs.hear(trial.model, trial.image_size, data["seconds"], 0)
             scores = self.outlook.scores_in_order(trial)
             if len(scores) > 1:
                 self._fold_scores[event.trial] = scores
@@ -122,7 +122,9 @@ class Director:
 
     def _recover(self) -> None:
         """Go on where a dead driver was, between any two of its events."""
-        events = [e for e in self._journal.events if e.kind not in ("session", "extend", "end")]
+        events = [
+            e for e in self._journal.events if e.kind not in ("session", "extend", "ablate", "end")
+        ]
         if len(events) > 1 and events[-1].kind == "decision":
             before, last = events[-2:]
             trial, verdict = self.trials.all[last.trial], last.data["verdict"]
@@ -270,7 +272,7 @@ class Director:
             "folds": folds,
             "first_fold": self.fold_order[0],
             "rung_epochs": [r.epoch for r in self.plan.rungs if r.epoch],
-            "micro_batch": self._micro_batches.limit(trial.backbone, trial.image_size),
+            "micro_batch": self._micro_batches.limit(trial.model, trial.image_size),
         }
 
     def _disk_has_room(self) -> bool:
@@ -337,7 +339,7 @@ class Director:
     def _advance(self, trial: Trial) -> bool:
         """Judge the trial at every rung that it has reached; whether it may go on."""
         number = trial.number
-        for rung in self.plan.rungs:
+        for rung in self.outlook.rungs_of(trial):
             if self.rungs.passed(number, rung):
                 continue
             if not self.rungs.arrived(number, rung):
@@ -351,11 +353,10 @@ class Director:
                 if reason:
                     self._end(trial, states.DIVERGED, reason)
                     return False
-                begun = self._has_begun(trial, rung)
-                spare = self._spare() and not begun
-                self._decide(self.rungs.judge(number, rung, spare))
-                if begun and self.rungs.waits_at(number):
-                    self._decide(self.rungs.extra_pass(number, "its other folds are under way"))
+                wanted = self._wanted(trial, rung)
+                self._decide(self.rungs.judge(number, rung, self._spare() and not wanted))
+                if wanted and self.rungs.waits_at(number):
+                    self._decide(self.rungs.extra_pass(number, wanted))
                 self._cut_hopeless(rung)
                 if self.rungs.waits_at(number) and self._is_next(number):
                     self._decide(self.rungs.extra_pass(number, IDLE))
@@ -366,11 +367,15 @@ class Director:
             return False
         return True
 
-    def _has_begun(self, trial: Trial, rung: Rung) -> bool:
-        """Whether idle workers have begun with folds beyond a rung: stopping would waste them."""
+    def _wanted(self, trial: Trial, rung: Rung) -> str:
+        """Why a trial goes on however it compares; empty: for no such reason."""
+        if trial.source == "ablate":
+            return "one change is compared over all folds"
+        # Idle workers may have begun with folds beyond a rung: stopping would waste them.
         beyond = self.fold_order[max(1, rung.folds) :]
         others = len(trial.leases) > 1 and not trial.held().isdisjoint(beyond)
-        return others or any(fold in trial.folds for fold in beyond)
+        begun = others or any(fold in trial.folds for fold in beyond)
+        return "its other folds are under way" if begun else ""
 
     def _is_next(self, number: int) -> bool:
         """Whether a free worker would take this waiting trial up at once."""

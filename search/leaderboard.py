@@ -250,6 +250,9 @@ def parser() -> argparse.ArgumentParser:
         help=f"rows to show (default: {SHOWN}, and all of them with --json)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--trial", type=int, metavar="N", help="one trial in detail: recipe, folds, confusion"
+    )
     return parser
 
 
@@ -265,7 +268,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     from rich.console import Console
 
-    show(frame, asked.top or SHOWN, Console(file=sys.stdout, highlight=False))
+    console = Console(file=sys.stdout, highlight=False)
+    if asked.trial is not None:
+        from search.detail import show_trial
+
+        show_trial(run, frame, asked.trial, console)
+        return DONE
+    show(frame, asked.top or SHOWN, console)
     return DONE
 
 

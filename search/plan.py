@@ -63,6 +63,7 @@ class Facts:
     rows: int
     folds: int
     backbones: tuple[str, ...]  # that may be searched
+    views: int = 1  # images per row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,8 @@ def make_plan(wish: Wish, facts: Facts, images: ImagePlan, resources: Resources)
     rate = REFERENCE_GPU if gpu else REFERENCE_CPU * cpus**0.8
 
     def fold_epoch_seconds(backbone: str, size: int) -> float:
-        return EVALUATION * train_rows * relative_cost(backbone, size, gpu) / rate
+        images = train_rows * facts.views
+        return EVALUATION * images * relative_cost(backbone, size, gpu) / rate
 
     costs = {b: fold_epoch_seconds(b, side_of(b, sizes[0])) for b in offered}
     cheapest = min(costs.values())
@@ -239,13 +241,14 @@ def make_plan(wish: Wish, facts: Facts, images: ImagePlan, resources: Resources)
 
 
 def extended(plan: Plan, events: Iterable[Event]) -> Plan:
-    """`plan` with what the journal's "extend" events added: that many trials more than the plan
-    had, or than were asked by then where hours limited the run; hours limit it no longer."""
+    """`plan` with what the journal's "extend" and "ablate" events added: that many trials more than
+    the plan had, or than were asked by then where hours limited the run; hours limit it no longer.
+    """
     asked = 0
     for event in events:
         if event.kind == "ask":
             asked += 1
-        elif event.kind == "extend":
+        elif event.kind in ("extend", "ablate"):
             before = asked if plan.trials is None or plan.hours is not None else plan.trials
             plan = replace(plan, trials=before + event.data["trials"], hours=None)
     return plan

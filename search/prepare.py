@@ -3,12 +3,12 @@
 import argparse
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.options import task_options
+from search.pictures import draw
 from search.plan import Facts, Resources, Wish, check_wish, make_plan, plan_images
 from search.policy.priors import PriorRun, identity
 from search.run_folder import RunFolder, write_file, write_json
@@ -17,8 +17,9 @@ from search.terminal import progress_bar
 from search.warm_start import notes, read_priors
 from search.warm_start import save as save_priors
 from spaces.errors import UserError
+from spaces.means import Means
 from spaces.registry import load_task
-from spaces.task import Means, Task
+from spaces.task import Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,32 +32,22 @@ ROOM = 64 * 2**20  # bytes of a run's folder beside its predictions
 MEMBERS = 20  # predictions of this many members should fit
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Split:
-    """The rows in their folds."""
-
-    groups: tuple[str, ...] | None
-    fold_N: "np.ndarray"
-
-    @property
-    def folds(self) -> int:
-        return int(self.fold_N.max()) + 1
-
-    def sizes(self) -> list[int]:
-        return [int((self.fold_N == k).sum()) for k in range(self.folds)]
-
-
 def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     """Check, decode, split and plan, then write the run's folder. None for --dry-run, which writes
     nothing but the cached images.
 
     Raises UserError with all faults of what could be looked at together.
     """
+    import numpy as np
+
     from search.data.cache import default_cache, open_store
+    from search.data.cleaning import cleaner
     from search.data.source import resolve_data, sample_notice
+    from search.model.initial import plan_initial
 
     # What costs nothing to check comes first: a typing error is answered at once.
-    task = load_task(args.task)
+    options = task_options(args)
+    task = load_task(args.task, options)
     wish = wish_of(args)
     out = Path(args.out or f"runs/{task.name}-{time.strftime('%m%d-%H%M%S')}")
     priors = _check_command_line(args, wish, out)
@@ -73,39 +64,59 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     report = _inspect(args, task, data, out)
     for warning in report.warnings:
         say(f"warning: {warning}")
-    weights = _weights(args.weights, backbones)
-    say(f"weights: {weights['reason']}")
+    _say_groups(report, args.groups, say)
     table = report.table
+    initial: dict[str, dict[str, str]] = {}
+    if args.init_from:
+        start = plan_initial(args.init_from, backbones, table.ids, report.fold_N)
+        say(f"weights: {start.sentence}")
+        backbones = tuple(name for name in backbones if name in start.files)
+        initial = {
+            name: {str(k): str(start.file_for(name, k)) for k in np.unique(report.fold_N).tolist()}
+            for name in backbones
+        }
+    weights, backbones = _weights("random" if initial else args.weights, backbones, say)
+    if not initial:
+        say(f"weights: {weights['reason']}")
     native = _native_size(report.images.sizes)
     images = plan_images(wish, native, backbones, resources.gpu)
-    paths = [*table.paths, *table.test_paths]
+    views = f" of {table.views} views" if table.views > 1 else ""
     say(
-        f"{len(table.ids)} train and {len(table.test_ids)} test rows, "
+        f"{len(table.ids)} train and {len(table.test_ids)} test rows{views}, "
         f"{len(table.target_names)} targets"
     )
+    clean = {"crop_borders": args.crop_borders, "mask_captions": args.mask_captions}
+    act, clean_key = cleaner(clean)
     with progress_bar("decoding images") as bar:
-        store = open_store(data, paths, images.store_size, cache, progress=bar)
-    train_NHWC = store.images_NHWC[: len(table.ids)]
-    split = _split(report, train_NHWC, args, say)
-    metric, baselines, order = _baselines(task, report, train_NHWC, split, say)
+        store = open_store(
+            data, [*table.files, *table.test_files], images.store_size, cache, progress=bar,
+            clean=act, clean_key=clean_key,
+        )  # fmt: skip
+    train_NHWC = store.images_NHWC[: len(table.files)]
+    metric, baselines, order = _baselines(task, report, train_NHWC, say)
 
+    fold_sizes = np.bincount(report.fold_N).tolist()
     facts = Facts(
-        rows=len(table.ids), folds=split.folds, backbones=tuple(backbones),
+        rows=len(table.ids), folds=len(fold_sizes), backbones=tuple(backbones), views=table.views,
     )  # fmt: skip
     plan = make_plan(wish, facts, images, resources)
     for reason in plan.reasons:
         say(f"plan: {reason}")
     means = Means(
-        gpu=resources.gpu, pretrained=weights["pretrained"], image_sizes=plan.image_sizes,
+        gpu=resources.gpu, pretrained=weights["pretrained"] or bool(initial),
+        image_sizes=plan.image_sizes,
         backbones=plan.backbones, epochs=plan.epochs,
-        train_rows=len(table.ids) - max(split.sizes()),
+        train_rows=len(table.ids) - max(fold_sizes), views=table.views,
+        channels=task.layout.channel_count, outputs=len(table.target_names),
     )  # fmt: skip
     setup = Setup(
         run=RunFolder(out), task_name=task.name if args.task == task.name else _absolute(args.task),
+        task_options=options,
         data=data, cache=cache, groups_asked=args.groups, plan=plan, means=means,
         resources=resources, metric=metric.to_dict(), target_names=table.target_names,
         store=store.folder.resolve(), fold_order=tuple(order), baselines=tuple(baselines),
         weights=weights, seed=args.seed, address=args.address, keep_gb=args.keep_gb,
+        clean=clean, initial=initial,
     )  # fmt: skip
     for values in setup.task.space(means).first:  # a fault in the task shows here, not later
         setup.task.space(means).fixed(values)
@@ -114,7 +125,7 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
         say(note)
     if args.dry_run:
         return None
-    _write(setup, report, split)
+    _write(setup, report)
     if priors:
         save_priors(setup.run, priors)
     save(setup, args)
@@ -191,18 +202,37 @@ def _inspect(args: argparse.Namespace, task: Task, data: Path, out: Path) -> "Da
 
     with progress_bar("checking images") as bar:
         return inspect(
-            task.layout, data, groups=args.groups, folds=args.folds, seed=args.seed,
-            skip_bad=args.skip_bad, progress=bar,
+            task, data, groups=args.groups, folds=args.folds, seed=args.seed,
+            skip_bad=args.skip_bad, group_duplicates=args.group_duplicates, progress=bar,
             needs=lambda table: [
                 (out, ROOM + MEMBERS * table.targets_TN.nbytes, "the run's folder")
             ],
         )  # fmt: skip
 
 
-def _weights(mode: str, backbones: tuple[str, ...]) -> dict[str, Any]:
-    from search.model.weights import probe_weights
+def _say_groups(report: "DataReport", asked: str, say: Say) -> None:
+    """What --groups auto found."""
+    if report.auto is None:
+        return
+    if report.auto.labels is None:
+        say(f"groups: none found ({report.auto.reason}); rows are folded at random")
+    else:
+        say(f"groups: {report.auto.reason}; folds follow them (--groups none to switch off)")
 
-    return vars(probe_weights(mode, backbones))
+
+def _weights(
+    mode: str, backbones: Sequence[str], say: Say
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Where pretrained weights come from, and the backbones that can be had."""
+    from search.model.weights import probe_weights, reachable_backbones
+
+    source = probe_weights(mode, backbones)
+    kept, skipped = reachable_backbones(backbones, source)
+    for line in skipped:
+        say(line)
+    if not kept:
+        raise UserError("none of the backbones can be had; name others with --backbone")
+    return vars(source), tuple(kept)
 
 
 def _native_size(sizes: Mapping[str, int]) -> int:
@@ -210,43 +240,25 @@ def _native_size(sizes: Mapping[str, int]) -> int:
     return min(map(int, next(iter(sizes)).split("x")))
 
 
-def _split(
-    report: "DataReport", train_NHWC: "np.ndarray", args: argparse.Namespace, say: Say
-) -> _Split:
-    """The folds that the report made; for --groups auto, those that the images ask for."""
-    if report.fold_N is not None:
-        return _Split(groups=report.groups, fold_N=report.fold_N)
-    from search.data.folds import check_folds, make_folds
-    from search.data.groups import auto_groups
-
-    found = auto_groups(train_NHWC, args.seed)
-    groups = None
-    if found.labels is None:
-        say(f"groups: none found ({found.reason}); rows are folded at random")
-    else:
-        groups = tuple(f"group {label}" for label in found.labels.tolist())
-        say(f"groups: {found.reason}; folds follow them (--groups none to switch off)")
-    fold_N = make_folds(report.table.ids, groups, args.folds, args.seed)
-    check_folds(fold_N, groups)
-    return _Split(groups=groups, fold_N=fold_N)
-
-
 def _baselines(
-    task: Task, report: "DataReport", train_NHWC: "np.ndarray", split: _Split, say: Say
+    task: Task, report: "DataReport", train_NHWC: "np.ndarray", say: Say
 ) -> tuple["FittedMetric", list[dict[str, Any]], list[int]]:
     """The metric, the trivial baselines' rows for the leaderboard, and the order in which folds are
-    visited, which their scores decide."""
+    visited, which their scores decide. Raises UserError where the metric cannot score a fold."""
     from search.baselines import BASELINES, fold_order
-    from search.metrics import fold_scores, get_metric, trial_score
+    from search.metrics import check_truth, fold_scores, metric_of, trial_score
 
-    targets_TN = report.table.targets_TN
-    metric = get_metric(task.metric, **task.metric_args).fit(targets_TN)
+    table, fold_N = report.table, report.fold_N
+    targets_TN = table.targets_TN
+    metric = metric_of(task.metric, task.metric_args, task.task_type).fit(targets_TN)
+    if faults := check_truth(metric, targets_TN, fold_N, table.target_names):
+        raise UserError(faults)
     rows: list[dict[str, Any]] = []
     for name, baseline in BASELINES.items():
         started = time.monotonic()
-        oof_TN = baseline.oof(train_NHWC, targets_TN, split.fold_N)
-        scores = fold_scores(metric, oof_TN, targets_TN, split.fold_N)
-        say(f"baseline {name}: {trial_score(scores):.4f} (mean over {split.folds} folds)")
+        oof_TN = baseline.oof(train_NHWC, targets_TN, fold_N, task.task_type, table.views)
+        scores = fold_scores(metric, oof_TN, targets_TN, fold_N)
+        say(f"baseline {name}: {trial_score(scores):.4f} (mean over {len(scores)} folds)")
         rows.append({
             "name": name,
             "fold_scores": [s.value for s in scores],
@@ -259,24 +271,27 @@ def _baselines(
     return metric, rows, fold_order(strongest["fold_scores"])
 
 
-def _write(setup: Setup, report: "DataReport", split: _Split) -> None:
+def _write(setup: Setup, report: "DataReport") -> None:
     """The run's files but run.json."""
     import numpy as np
 
-    from ensemble.submission import SubmissionForm
+    from ensemble.submission import form_of
+    from search.data.decode import size_of
     from search.data.folds import write_folds
 
-    table, run = report.table, setup.run
-    write_folds(run.folds, table.ids, split.groups, split.fold_N)
+    table, run, task = report.table, setup.run, setup.task
+    write_folds(run.folds, table.ids, report.groups, report.fold_N)
     write_file(run.targets, lambda path: np.save(path, table.targets_TN, allow_pickle=False))
     if table.test_ids:
-        form = SubmissionForm(
-            target_names=table.target_names, test_ids=table.test_ids,
+        form = form_of(
+            task.layout, task.task_type, target_names=table.target_names, test_ids=table.test_ids,
             ids=table.submission_ids, columns=table.submission_columns,
+            sizes=lambda: [
+                size_of(table.root / image[0]) for image in table.test_files[:: table.views]
+            ],
         )  # fmt: skip
         form.save(run.form)
-    groups = None if split.groups is None else dict(sorted(Counter(split.groups).items()))
-    write_json(run.data, {**report.to_dict(), "groups": groups, "fold_sizes": split.sizes()})
+    write_json(run.data, {**report.to_dict(), "pictures": draw(report, run.pictures)})
 
 
 def _absolute(path: str) -> str:

@@ -23,7 +23,6 @@ def results_frame(
 
 
 def _row(trial: Trial, fold_order: Sequence[int]) -> dict[str, Any]:
-    folds = {fold: data["parts"] for fold, data in trial.folds.items()}
     return {
         "trial": trial.number,
         "kind": "trial",
@@ -31,7 +30,7 @@ def _row(trial: Trial, fold_order: Sequence[int]) -> dict[str, Any]:
         "state": trial.state,
         "backbone": trial.backbone,
         "image_size": trial.image_size,
-        **_scores(trial.fold_scores(), folds, fold_order),
+        **_scores(trial.fold_scores(), trial.fold_parts(), fold_order),
         "pooled": trial.end.get("pooled", float("nan")),
         "params": trial.params_count,
         "seconds": trial.seconds,
@@ -66,14 +65,14 @@ def _scores(
     """Score columns: mean and spread over folds, and `rest`, the mean over the folds after the
     first visited one, on which the survivors were selected."""
     rest = [score for fold, score in scores.items() if fold != order[0]]
-    names = next(iter(parts.values()), {})
+    names = dict.fromkeys(name for fold in parts.values() for name in fold)
     return {
         "score": _mean(list(scores.values())),
         "sd": statistics.stdev(scores.values()) if len(scores) > 1 else float("nan"),
         "folds_done": len(scores),
         "rest": _mean(rest),
         **{f"fold_{fold}": scores.get(fold, float("nan")) for fold in sorted(order)},
-        **{f"part_{name}": _mean([p[name] for p in parts.values()]) for name in names},
+        **{f"part_{name}": _mean([p[name] for p in parts.values() if name in p]) for name in names},
     }
 
 

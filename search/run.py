@@ -5,13 +5,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from search.options import add_task_options
 from spaces.errors import DONE, INTERRUPTED, UserError, run_main
 
 if TYPE_CHECKING:
     from search.setup import Setup
 
 STARTED = time.monotonic()  # --hours counts from here
-WITH_RESUME = ("--extend", "--force")  # all else is the run's own
+WITH_RESUME = ("--extend", "--force", "--ablate")
+ALLOWED = ("--resume", "--refit", *WITH_RESUME)  # beside --resume; all else is the run's own
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,6 +31,10 @@ def parser() -> argparse.ArgumentParser:
     add("--folds", type=int, metavar="K", help="folds (default: 5, or one per group if fewer)")
     add("--groups", default="auto", metavar="COLUMN|FILE.csv[:COLUMN]|auto|none",
         help="rows that belong together stay in one fold (default: auto)")  # fmt: skip
+    add("--group-duplicates", action="store_true",
+        help="join groups that share near-duplicate images, instead of refusing them")  # fmt: skip
+    add("--crop-borders", action="store_true", help="crop borders of one colour")
+    add("--mask-captions", action="store_true", help="paint over text burnt into images")
     add("--image-size", type=int, nargs="+", metavar="N", help="sides in pixels to search")
     add("--backbone", nargs="+", metavar="NAME", help="timm models to search")
     add("--gpus-per-trial", type=float, metavar="G", help="GPUs of each trial, or a share of one")
@@ -36,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--address", metavar="ADDR", help="a Ray cluster (auto: the one this host belongs to)")
     add("--weights", default="auto", metavar="auto|pretrained|random|DIR",
         help="where pretrained weights come from (default: auto)")  # fmt: skip
+    add("--init-from", metavar="RUN|FILE", help="start from the weights of your own models")
     add("--cache", metavar="DIR", help="for decoded images (default: the user's cache folder)")
     add("--seed", type=int, default=0, metavar="S", help="every random choice hangs on it")
     add("--skip-bad", action="store_true", help="leave out rows whose image cannot be read")
@@ -44,12 +51,17 @@ def parser() -> argparse.ArgumentParser:
     add("--warm-start", nargs="+", metavar="RUN", help="begin with what earlier runs learned")
     add("--resume", metavar="RUN", help="go on with a run that was interrupted")
     add("--extend", type=int, metavar="N", help="with --resume: try N more recipes")
+    add("--ablate", nargs="*", metavar="NAME",
+        help="with --resume: change the best recipe one parameter at a time")  # fmt: skip
     add(
         "--force",
         action="store_true",
         help="with --resume: go on although the task file has changed",
     )
+    add("--refit", action="store_true",
+        help="train the ensemble's recipes once more, on all rows (no OOF)")  # fmt: skip
     add("--dry-run", action="store_true", help="check the data, print the plan, start nothing")
+    add_task_options(p)
     return p
 
 
@@ -64,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup = reopen(args.resume, args.force) if args.resume else prepare(args, say)
     if setup is None:
         return DONE
-    return search(setup, args.extend)
+    return search(setup, args.extend, args.ablate, args.refit)
 
 
 def given(argv: Sequence[str] | None) -> list[str]:
@@ -82,23 +94,39 @@ def check_resume(args: argparse.Namespace, given: Sequence[str]) -> None:
     faults = []
     if args.resume is None:
         faults += [f"{name} goes with --resume RUN" for name in given if name in WITH_RESUME]
-    elif others := [name for name in given if name not in ("--resume", *WITH_RESUME)]:
+    elif others := [name for name in given if name not in ALLOWED]:
         faults.append(f"--resume takes the run's own settings; leave out {', '.join(others)}")
+    if args.refit and args.hours is not None:
+        faults.append(
+            "--refit takes as long as it takes, which --hours does not allow: when the run is "
+            "over, give --resume RUN --refit"
+        )
     if args.extend is not None and args.extend <= 0:
         faults.append(f"--extend is {args.extend}; it must be greater than 0")
     if faults:
         raise UserError(faults)
 
 
-def search(setup: "Setup", extend: int | None = None) -> int:
-    """Run trials until the plan, `extend` trials longer, is fulfilled; tell what came of it."""
+def search(
+    setup: "Setup",
+    extend: int | None = None,
+    ablate: Sequence[str] | None = None,
+    refit: bool = False,
+) -> int:
+    """Run trials until the plan, `extend` trials longer or with those of an ablation, is fulfilled;
+    tell what came of it."""
     from search.compose import Session
     from search.summary import tell
 
-    with Session(setup, STARTED, extend) as session:
+    with Session(setup, STARTED, extend, ablate) as session:
         interrupted = session.run_trials()
         built = session.publish()
-    tell(setup, session.frame(), built)
+        changed = session.ablations()
+        if refit and built is not None and not interrupted:
+            from search.refit import refit as refit_all
+
+            refit_all(setup, built, session.director.trials.all)
+    tell(setup, session.frame(), built, changed)
     if interrupted:
         print(f"\ninterrupted; go on with: python -m search.run --resume {setup.run.root}")
     return INTERRUPTED if interrupted else DONE

@@ -91,7 +91,9 @@ class RunFolder:
         self.trials = root / "trials.parquet"
         self.leaderboard = root / "leaderboard.csv"
         self.ensemble = root / "ensemble"
-        self.submission = root / "submission.csv"
+        self.refit = root / "refit"  # the ensemble trained on all rows: models, bundle, submission
+        self.ablation = root / "ablation.csv"  # what one change at a time did
+        self.pictures = root / "pictures"  # of what the data report tells
         self.lock = root / ".lock"
 
     @classmethod

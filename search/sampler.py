@@ -169,6 +169,7 @@ class Sampler:
         self._backbones, self._whole = set(backbones), Rung(folds, 0)
         self._rungs = (*rungs, self._whole)
         self._first = list(first)  # those that were not asked yet
+        self._changes: list[Mapping[str, Any]] = []  # of an ablation, that were not asked yet
         self._priors = [(self._known(p.params)[1], p) for p in priors]
         self._seen: dict[int, Observation] = {}
         self._at: dict[Rung, int] = dict.fromkeys(self._rungs, 0)  # arrivals
@@ -179,11 +180,15 @@ class Sampler:
         data = event.data
         if event.kind == "ask":
             _, distributions = self._known(data["params"])
+            if data.get("source") == "ablate":
+                self._changes.pop(0)
             if data["params"] in self._first:
                 self._first.remove(data["params"])
             self._seen[event.trial] = Observation(
                 params=data["params"], recipe=data["recipe"], distributions=distributions
             )
+        elif event.kind == "ablate":
+            self._changes += data["changes"]
         elif event.kind == "rung":
             self._record(event.trial, Rung.parse(data["rung"]), data["value"])
         elif event.kind == "end" and data["state"] == states.FINISHED:
@@ -212,6 +217,10 @@ class Sampler:
 
         A given trial number and history always give the same answer.
         """
+        if self._changes:
+            change = self._changes[0]
+            recipe = self._known(change["params"])[0]
+            return dict(change["params"]), replace(recipe, seed=change["seed"]), "ablate"
         rng = np.random.default_rng(derive(self._seed, "ask", number))
         for params in self._first:
             if params["backbone"] in backbones:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import platform
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from search.journal import read_events
 from search.plan import Plan, Resources
 from search.run_folder import RunFolder, read_json, write_json
 from spaces.errors import UserError
+from spaces.means import Means
 from spaces.registry import load_task, task_file
-from spaces.task import Means, Task
+from spaces.task import Task
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +27,7 @@ class Setup:
 
     run: RunFolder
     task_name: str  # name or path, as `load_task` takes it
+    task_options: Mapping[str, Any]
     data: Path
     cache: Path
     groups_asked: str  # the value of --groups
@@ -40,15 +43,18 @@ class Setup:
     seed: int
     address: str | None
     keep_gb: float | None  # 10^9 bytes that checkpoints may take; None: all are kept
+    clean: Mapping[str, bool]  # what is done to images before they are resized
+    initial: Mapping[str, Mapping[str, str]]  # backbone -> fold -> checkpoint to start from
 
     @property
     def task(self) -> Task:
-        return load_task(self.task_name)
+        return load_task(self.task_name, self.task_options)
 
     @property
     def task_digest(self) -> str:
-        """Of the task's source file as it is now."""
-        return hashlib.sha256(task_file(self.task_name).read_bytes()).hexdigest()
+        """Of the task's source file as it is now, and of its options."""
+        options = json.dumps(self.task_options, sort_keys=True).encode()
+        return hashlib.sha256(task_file(self.task_name).read_bytes() + options).hexdigest()
 
     @property
     def weights_dir(self) -> Path | None:
@@ -60,6 +66,7 @@ def save(setup: Setup, args: argparse.Namespace) -> None:
     """Write run.json, the manifest of a run that can start: written after all other files."""
     write_json(setup.run.run, {
         "task": setup.task_name,
+        "task_options": dict(setup.task_options),
         "task_digest": setup.task_digest,
         "asked": {k: v for k, v in vars(args).items() if v is not None},
         "command": [sys.executable, "-m", "search.run", *sys.argv[1:]],
@@ -78,6 +85,8 @@ def save(setup: Setup, args: argparse.Namespace) -> None:
         "seed": setup.seed,
         "address": setup.address,
         "keep_gb": setup.keep_gb,
+        "clean": dict(setup.clean),
+        "initial": setup.initial,
         "weights": setup.weights,
         "resources": vars(setup.resources),
         "versions": _versions(),
@@ -100,6 +109,7 @@ def reopen(path: Path | str, force: bool = False) -> Setup:
     setup = Setup(
         run=run,
         task_name=saved["task"],
+        task_options=saved["task_options"],
         data=Path(saved["data"]),
         cache=Path(saved["cache"]),
         groups_asked=saved["groups_asked"],
@@ -115,6 +125,8 @@ def reopen(path: Path | str, force: bool = False) -> Setup:
         seed=saved["seed"],
         address=saved["address"],
         keep_gb=saved["keep_gb"],
+        clean=saved["clean"],
+        initial=saved["initial"],
     )
     _need_folders(setup)
     if not force:
@@ -152,16 +164,21 @@ def _need_images(setup: Setup) -> None:
     """Make sure that the image store is there, decoding again where the cache was emptied; a file
     that has changed since gives another store, and is refused."""
     from search.data.cache import open_store
+    from search.data.cleaning import cleaner
     from search.data.folds import not_targets, read_folds
     from search.data.table import read_table
 
-    table = read_table(setup.task.layout, setup.data, not_targets(setup.groups_asked))
-    path_of = dict(zip(table.ids, table.paths, strict=True))
+    task = setup.task
+    table = read_table(task.layout, setup.data, not_targets(setup.groups_asked), task.task_type)
     ids = read_folds(setup.run.folds).ids
-    if lost := [name for name in ids if name not in path_of]:
+    if lost := sorted(set(ids) - set(table.ids)):
         raise UserError(f"{setup.data} no longer has the rows {lost[:5]}; restore the data")
-    paths = [*(path_of[name] for name in ids), *table.test_paths]
-    store = open_store(setup.data, paths, setup.plan.store_size, setup.cache)
+    images_of = dict(zip(table.ids, table.row_files, strict=True))
+    files = [*(image for name in ids for image in images_of[name]), *table.test_files]
+    clean, clean_key = cleaner(setup.clean)
+    store = open_store(
+        setup.data, files, setup.plan.store_size, setup.cache, clean=clean, clean_key=clean_key
+    )
     if store.folder.resolve() != setup.store:
         raise UserError(
             f"images in {setup.data} have changed since {setup.run.root} was started; restore "

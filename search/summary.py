@@ -1,6 +1,7 @@
 """What a person sees at the end of a run: leaderboard, ensemble, scores, next steps."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from search.setup import Setup
 
@@ -13,14 +14,24 @@ if TYPE_CHECKING:
 TOP = 10
 
 
-def tell(setup: Setup, frame: "pd.DataFrame", built: "BuildResult | None") -> None:
+def tell(
+    setup: Setup,
+    frame: "pd.DataFrame",
+    built: "BuildResult | None",
+    changed: Sequence[dict[str, Any]],
+) -> None:
+    """`changed`: what each single change of an ablation did."""
     from rich.console import Console
 
+    from search import ablation
     from search.leaderboard import show
 
     console = Console()
     console.print()
     show(frame, TOP, console)
+    if changed:
+        ablation.write(setup.run.ablation, changed)
+        ablation.show(changed, console)
     if built is None:
         console.print("\nno trial finished all folds: there is no ensemble yet")
     else:
@@ -40,22 +51,25 @@ def tell(setup: Setup, frame: "pd.DataFrame", built: "BuildResult | None") -> No
         data = "DIR" if built.submission is None else setup.data
         console.print(
             f"predict: python -m ensemble.predict {setup.run.ensemble} --data {data} "
-            "--out submission.csv",
+            f"--out {setup.task.layout.submission.file}",
             soft_wrap=True,
         )
 
 
 def _tell_truth(setup: Setup, built: "BuildResult", console: "Console") -> None:
     """A generated sample knows its test values: the three scores next to each other."""
-    from ensemble.members import score_submission
+    from ensemble.members import score_truth
+    from ensemble.submission import SubmissionForm
 
-    truth = setup.data / setup.task.truth
-    if built.submission is None or not truth.is_file():
+    truth, choice = setup.data / setup.task.truth, built.choice
+    if built.test_TN is None or not truth.is_file():
         return
-    assert built.choice.pool.facts is not None
-    true = score_submission(built.submission, truth, built.choice.pool.facts).value
-    nested = built.choice.nested
+    assert choice.pool.facts is not None
+    ids = SubmissionForm.load(setup.run.form).test_ids
+    thresholds_T = choice.blend.post.thresholds_T
+    true = score_truth(built.test_TN, ids, truth, choice.pool.facts, thresholds_T).value
+    nested = choice.nested
     console.print(
-        f"\nensemble: OOF {built.choice.score:.4f} (optimistic), "
+        f"\nensemble: OOF {choice.score:.4f} (optimistic), "
         f"nested {nested.mean:.4f} ± {nested.se:.4f}, true test {true:.4f}"
     )

@@ -23,6 +23,7 @@ from spaces.seeds import derive
 
 if TYPE_CHECKING:
     from search.train.fold import FoldTraining
+    from search.train.probe import ProbeTraining
 
 log = logging.getLogger(__name__)
 NEWS_SECONDS = 5.0  # at the first epoch's end after this long a step reports, decision or not
@@ -36,7 +37,11 @@ class Context:
 
     run: str  # the run's folder
     store: str  # the image store's folder
+    cache: str  # the cache folder, for features of frozen networks
     task: str  # name or path of the task
+    task_options: Mapping[str, Any]  # what made it, where it was made of options
+    target_names: tuple[str, ...]
+    initial: Mapping[str, Mapping[str, str]]  # backbone -> fold -> checkpoint to start from
     metric: Mapping[str, Any]  # FittedMetric.to_dict()
     seed: int
     threads: int
@@ -61,18 +66,21 @@ class Worker:
         torch.set_num_threads(context.threads)
         self.context = context
         self.run = RunFolder(Path(context.run))
-        self.part = load_task(context.task).part
+        self.task = load_task(context.task, context.task_options)
         self.metric = FittedMetric.from_dict(context.metric)
-        self.fold_N = read_folds(self.run.folds).fold
+        folds = read_folds(self.run.folds)
+        self.fold_N, self.groups_N = folds.fold, None
+        if folds.group is not None:
+            self.groups_N = np.unique(np.array(folds.group), return_inverse=True)[1]
         self.targets_TN = np.load(self.run.targets, mmap_mode="r")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         images_NHWC: Any = load_store(Path(context.store)).images_NHWC
-        rows = len(self.fold_N)
         if self.device == "cuda":
             # Trials that share a GPU share its memory: what is free now may not be free later.
             budget = torch.cuda.mem_get_info()[0] * STORE_SHARE * min(1, context.gpus)
             images_NHWC = to_device(images_NHWC, self.device, int(budget))
-        self.images_NHWC, self.test_images_NHWC = images_NHWC[:rows], images_NHWC[rows:]
+        images = len(self.fold_N) * self.task.layout.view_count
+        self.images_NHWC, self.test_images_NHWC = images_NHWC[:images], images_NHWC[images:]
 
     def reports(self, config: dict[str, Any]) -> Generator[dict[str, Any]]:
         """Run the folds that a trial's lease names; yields a report whenever there is something to
@@ -161,13 +169,17 @@ class Worker:
             },
         }
 
-    def _training(self, config: dict[str, Any], fold: int, fits: int | None) -> "FoldTraining":
+    def _training(
+        self, config: dict[str, Any], fold: int, fits: int | None
+    ) -> "FoldTraining | ProbeTraining":
         import numpy as np
 
-        from search.train.fold import FoldJob, FoldTraining
+        from search.train.fold import FoldJob, make_training
 
-        recipe = Recipe.from_dict(config["recipe"], self.part)
-        return FoldTraining(
+        recipe = Recipe.from_dict(config["recipe"], self.task.part)
+        context, mirror = self.context, self.task.mirror
+        initial = context.initial.get(recipe.backbone, {}).get(str(fold))
+        return make_training(
             FoldJob(
                 recipe=recipe,
                 images_NHWC=self.images_NHWC,
@@ -175,15 +187,24 @@ class Worker:
                 train_rows=np.flatnonzero(self.fold_N != fold),
                 valid_rows=np.flatnonzero(self.fold_N == fold),
                 test_images_NHWC=self.test_images_NHWC if len(self.test_images_NHWC) else None,
-                seed=derive(self.context.seed, config["trial"], fold, recipe.seed),
+                seed=derive(context.seed, config["trial"], fold, recipe.seed),
                 device=self.device,
-                weights_dir=Path(self.context.weights_dir) if self.context.weights_dir else None,
+                weights_dir=Path(context.weights_dir) if context.weights_dir else None,
                 micro_batch=fits,
-            )
+                task_type=self.task.task_type,
+                views=self.task.layout.view_count,
+                mirror_views=mirror.views if mirror else None,
+                mirror_targets=mirror.places(context.target_names) if mirror else None,
+                cache=Path(context.cache),
+                store_key=Path(context.store).name,
+                initial=Path(initial) if initial else None,
+            ),
+            score=lambda pred_TN, true_TN: self.metric.score(pred_TN, true_TN).value,
+            groups_N=self.groups_N,
         )
 
     def _restore(
-        self, training: "FoldTraining", config: dict[str, Any], fold: int
+        self, training: "FoldTraining | ProbeTraining", config: dict[str, Any], fold: int
     ) -> list[dict[str, Any]]:
         """Go on from the newest whole checkpoint that an earlier attempt left of this fold, if any;
         the points of the epochs in it."""

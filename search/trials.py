@@ -25,6 +25,7 @@ class Trial:
     number: int
     params: dict[str, Any]  # what the sampler drew
     recipe: dict[str, Any]
+    source: str = ""  # who proposed it
     state: str = RUNNING
     reason: str = ""
     attempt: int = 0  # the newest lease's number
@@ -44,6 +45,17 @@ class Trial:
         return str(self.recipe["backbone"])
 
     @property
+    def model(self) -> str:
+        """What its costs go by: the backbone, or the probe on it."""
+        probe = self.recipe.get("probe", "none")
+        return self.backbone if probe == "none" else f"{self.backbone} {probe}"
+
+    @property
+    def epochs(self) -> int:
+        """Scheduled epochs of a fold."""
+        return int(self.recipe["epochs"])
+
+    @property
     def image_size(self) -> int:
         return int(self.recipe["image_size"])
 
@@ -52,7 +64,15 @@ class Trial:
         return {fold for folds in self.leases.values() for fold in folds}
 
     def fold_scores(self) -> dict[int, float]:
+        """Of the folds done; a finished trial's with thresholds from its other folds."""
+        if "fold_scores" in self.end:
+            return dict(enumerate(self.end["fold_scores"]))
         return {fold: data["score"] for fold, data in self.folds.items()}
+
+    def fold_parts(self) -> dict[int, dict[str, float]]:
+        if "fold_parts" in self.end:
+            return dict(enumerate(self.end["fold_parts"]))
+        return {fold: data["parts"] for fold, data in self.folds.items()}
 
     def score(self) -> float:
         """Unweighted mean over the folds done; NaN when there is none."""
@@ -86,6 +106,7 @@ class Trials:
                 number=event.trial,
                 params=data["params"],
                 recipe=data["recipe"],
+                source=data.get("source", ""),
             )
             return
         found = self.all.get(event.trial)

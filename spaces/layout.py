@@ -67,11 +67,12 @@ class Layout:
     @property
     def channel_count(self) -> int:
         """Channels of a stored image."""
-        return len(self.channels) or 3
+        return len(self.channels) if len(self.channels) > 1 else 3
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Layout":
         """From `dataclasses.asdict` or its JSON."""
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        fields["submission"] = Submission(**fields["submission"])
-        return cls(**fields)
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**{**fields, "submission": Submission(**data["submission"])})

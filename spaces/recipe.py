@@ -55,7 +55,7 @@ class Augment:
     scale: float = 0.0  # zoom drawn from [1 - s, 1 + s]
     shift: float = 0.0  # fraction of the side, drawn from [-s, s] on each axis
     crop: float = 1.0  # smallest area of a random resized crop; 1 = no crop
-    hed: float = 0.0  # sd of the stains' factors and offsets, in optical density (Tellez 2018)
+    hed: float = 0.0  # stains' factors from [1 - h, 1 + h], offsets from [-h, h] (Tellez 2018)
     mirror: bool = False  # with probability 1/2 left and right change places: pixels, views, labels
     view_drop: float = 0.0  # probability that a view is blanked; one at least stays
     mixup: float = 0.0  # alpha of the Beta that mixes pairs of samples; 0 = off

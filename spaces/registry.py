@@ -4,7 +4,9 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from spaces import tasks
 from spaces.errors import UserError, near
@@ -33,20 +35,29 @@ def task_file(name: str) -> Path:
     return path
 
 
-def load_task(name: str) -> Task:
-    """The task called `name`, or the `TASK` defined in the Python file at path `name`.
+def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """The task called `name`, or the `TASK` defined in the Python file at path `name`; `options`
+    make it anew where the module can, by its `make_task`.
 
-    Raises UserError for an unknown name and for a file without a Task named TASK.
+    Raises UserError for an unknown name, a file without a Task named TASK, and options of a task
+    that takes none.
     """
     path = task_file(name)
     if name in known_tasks():
-        return importlib.import_module(f"spaces.tasks.{name}").TASK
-    # A name of its own per path keeps two users' my_task.py apart in one process.
-    module_name = f"user_task_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+        module = importlib.import_module(f"spaces.tasks.{name}")
+    else:
+        # A name of its own per path keeps two users' my_task.py apart in one process.
+        module_name = f"user_task_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    if options:
+        make = getattr(module, "make_task", None)
+        if make is None:
+            given = ", ".join(f"--{option.replace('_', '-')}" for option in options)
+            raise UserError(f"task {name} states itself what {given} would; leave it out, or: csv")
+        return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         raise UserError(f"{path} defines no TASK of type spaces.task.Task; add one")

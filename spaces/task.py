@@ -1,6 +1,6 @@
 """Task: data layout, targets, metric, folds and submission of one problem."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -8,25 +8,11 @@ from typing import Any
 
 from spaces.errors import UserError, near
 from spaces.layout import Layout
+from spaces.means import Means
 from spaces.parts import part_of
 from spaces.space import Space
 
 TASK_TYPES = ("regression", "binary", "multilabel", "multiclass")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Means:
-    """What the plan found to search with; a task's space is a function of it."""
-
-    gpu: bool
-    pretrained: bool  # whether pretrained weights can be had
-    image_sizes: tuple[int, ...]  # pixels, that may be searched
-    backbones: tuple[str, ...]  # timm names that may be searched
-    epochs: int  # scheduled epochs per fold
-    train_rows: int  # rows of the smallest training fold
-    views: int = 1  # images per row
-    channels: int = 3  # of a stored image
-    outputs: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +21,11 @@ class Mirror:
 
     views: tuple[int, ...]  # the view that takes the place of each
     targets: Mapping[str, str] = field(default_factory=dict)  # target -> its counterpart
+
+    def places(self, target_names: Sequence[str]) -> tuple[int, ...]:
+        """The target that takes the place of each: its counterpart, where that is there."""
+        there = {name: place for place, name in enumerate(target_names)}
+        return tuple(there.get(self.targets.get(n, n), there[n]) for n in target_names)
 
 
 def _usual_space(means: Means) -> Space:

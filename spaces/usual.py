@@ -2,15 +2,13 @@
 is its own. Evidence for ranges and defaults stands in docs/decisions.md."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spaces.backbones import FIXED_SIZE, architecture, family
-from spaces.parts import Classification, Regression
+from spaces.means import Means
+from spaces.parts import Classification, Regression, part_of
 from spaces.recipe import TTA, Augment, Recipe
 from spaces.space import Choose, Space
-
-if TYPE_CHECKING:
-    from spaces.task import Means
 
 # What competitors used or wished for, small ones first. Large ones (b7) are for --backbone.
 GPU_BACKBONES = (
@@ -51,7 +49,7 @@ def usual_backbones(gpu: bool) -> tuple[str, ...]:
     return GPU_BACKBONES if gpu else CPU_BACKBONES
 
 
-def choose_core(choose: Choose, means: "Means", tta: Sequence[int] = TTA) -> dict[str, Any]:
+def choose_core(choose: Choose, means: Means, tta: Sequence[int] = TTA) -> dict[str, Any]:
     """The fields of a Recipe that do not hang on what is in the images; `tta`: what may be chosen,
     which is 1 where a flipped image is no image of the same kind."""
     weights = "pretrained" if means.pretrained else "random"
@@ -78,7 +76,7 @@ def choose_core(choose: Choose, means: "Means", tta: Sequence[int] = TTA) -> dic
         "epochs": means.epochs,
     }
     if probe != "none":
-        return {**core, "probe": probe, "pca": choose.pick("pca", (0, 64, 256), 0)}
+        return {**core, "probe": probe, "epochs": 1, "pca": choose.pick("pca", (0, 64, 256), 0)}
     low, high, usual = LEARNING_RATES[weights, kind]
     lr = choose.real(f"lr@{kind}", low, high, usual, log=True)
     optimizer = choose.pick("optimizer", ("adamw", "adam", "sgd"), "adamw")
@@ -169,7 +167,7 @@ def choose_classification(choose: Choose, **more: Any) -> Classification:
     )
 
 
-def usual_first(means: "Means") -> list[dict[str, Any]]:
+def usual_first(means: Means) -> list[dict[str, Any]]:
     """Recipes that start well on most images, on the backbones that may be used."""
     if means.pretrained:
         known: list[dict[str, Any]] = [
@@ -187,11 +185,14 @@ def usual_first(means: "Means") -> list[dict[str, Any]]:
     return [r for r in known if r["backbone"] in means.backbones]
 
 
-def fusion_of(choose: Choose, means: "Means", backbone: str) -> dict[str, Any]:
-    """How a row's views become one; nothing is asked where there is one view. A stack needs a stem
-    of its own, a grid a network that takes any shape."""
+def fusion_of(choose: Choose, means: Means, core: Mapping[str, Any]) -> dict[str, Any]:
+    """How a row's views become one; nothing is asked where there is one view. A probe learns no
+    fusion, and a grid needs a network that takes any shape."""
     if means.views == 1:
         return {}
+    if "probe" in core:
+        return {"fusion": choose.pick("fusion@probe", ("mean", "max", "concat"), "mean")}
+    backbone = core["backbone"]
     options = ["attention", "mean", "max", "transformer", "concat", "stack"]
     if architecture(backbone) not in FIXED_SIZE and family(backbone) == "cnn":
         options.append("grid")
@@ -201,21 +202,22 @@ def fusion_of(choose: Choose, means: "Means", backbone: str) -> dict[str, Any]:
 def usual_space(
     task_type: str,
     *,
-    first: Callable[["Means"], Sequence[Mapping[str, Any]]] = usual_first,
+    first: Callable[[Means], Sequence[Mapping[str, Any]]] = usual_first,
     flips: bool = True,
     turns: bool = True,
     stains: bool = False,
-) -> Callable[["Means"], Space]:
+) -> Callable[[Means], Space]:
     """The space of a task without wishes of its own: whether its images may be flipped and turned,
     and whether their colours are stains."""
 
-    def space(means: "Means") -> Space:
+    def space(means: Means) -> Space:
         def define(choose: Choose) -> Recipe:
             core = choose_core(choose, means, TTA if turns else TTA[:2] if flips else TTA[:1])
+            core |= {"channels": means.channels, **fusion_of(choose, means, core)}
+            if "probe" in core:
+                return Recipe(**core, task=part_of(task_type)())
             return Recipe(
                 **core,
-                **fusion_of(choose, means, core["backbone"]),
-                channels=means.channels,
                 stain=choose.pick("stain", ("none", "macenko", "reinhard"), "none")
                 if stains
                 else "none",

@@ -23,8 +23,8 @@ from search.metrics import get_metric
 from search.oof import assemble, read_test, write_fold
 from search.run_folder import RunFolder, write_json
 from search.train.fold import FoldJob, save_fold, train_fold
-from spaces.recipe import Recipe
 from spaces.layout import Layout
+from spaces.recipe import Recipe
 
 NAMES = ("GENE1", "GENE2", "GENE3")
 TRAIN, TEST, STORE = 36, 7, 40

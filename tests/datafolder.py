@@ -1,9 +1,9 @@
-"""Tiny data folders in a task's CSV layout, for tests of what reads them."""
+"""Tiny data folders in the layouts of tasks, for tests of what reads them."""
 
 import csv
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,15 @@ def make_folder(
             rows_out = [[name, *[0] * genes] for name in test_ids]
             write_csv(root / "sample_submission.csv", ["ID", *names], rows_out)
     return root
+
+
+def write_images(root: Path, paths: Iterable[str], *, size: int = 16, grey: bool = False) -> None:
+    """Write images of noise, each different, at the relative `paths`."""
+    rng = np.random.default_rng(0)
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (size, size) if grey else (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / path)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -19,14 +19,17 @@ from torch import Tensor
 from ensemble.derived.linear import fit_layers
 from ensemble.submission import SubmissionForm
 from search.data.cache import open_store
+from search.data.cleaning import NOTHING
 from search.data.folds import make_folds, write_folds
 from search.metrics import get_metric
-from search.model.backbone import build_model, model_facts
+from search.model.backbone import build_model
+from search.model.facts import model_facts
 from search.model.infer import FoldModel, save_model
+from search.model.links import link_of
 from search.oof import write_oof
 from search.run_folder import RunFolder, write_json
-from spaces.recipe import Recipe
 from spaces.layout import Layout
+from spaces.recipe import Recipe
 
 NAMES = ("A", "B", "C")
 ROWS, TESTS, FOLDS, SIZE = 36, 4, 3, 32
@@ -63,6 +66,7 @@ class ModelRun:
         task_type: str = "regression",
         metric: str = "rmse",
         folds: int = FOLDS,
+        views: int = 1,  # of the same image
         **arguments: Any,
     ) -> None:
         self.run = RunFolder(root / "run")
@@ -71,7 +75,7 @@ class ModelRun:
             true_TN = np.float32(np.arange(len(true_TN))[:, None] == true_TN.argmax(axis=0))
         elif task_type != "regression":
             true_TN = np.float32(true_TN > np.median(true_TN, axis=1, keepdims=True))
-        self.true_TN, self.task_type = true_TN, task_type
+        self.true_TN, self.task_type, self.views = true_TN, task_type, views
         ids = [f"R{i:02d}" for i in range(ROWS + TESTS)]
         self.fold_N = make_folds(ids[:ROWS], None, folds, 0)
         self.folds = write_folds(self.run.folds, ids[:ROWS], None, self.fold_N)
@@ -79,14 +83,16 @@ class ModelRun:
         tests = tuple(ids[ROWS:])
         form = SubmissionForm(target_names=NAMES, test_ids=tests, ids=tests, columns=("ID", *NAMES))
         form.save(self.run.form)
-        store = open_store(root / "data", paths, SIZE, root / "cache")
+        files = [(path,) for path in paths for _ in range(views)]
+        store = open_store(root / "data", files, SIZE, root / "cache")
         self.store, self.images_NHWC = store.folder, store.images_NHWC
         self.facts = {
             "task": "made",
             "task_type": task_type,
             "metric": get_metric(metric, **arguments).fit(true_TN).to_dict(),
             "target_names": NAMES,
-            "layout": dataclasses.asdict(Layout()),
+            "layout": dataclasses.asdict(Layout(image_columns=("path",) * views)),
+            "clean": NOTHING,
             "plan": {"store_size": SIZE},
             "data": str(root / "data"),
             "store": str(store.folder),
@@ -105,17 +111,14 @@ class ModelRun:
         for fold in range(self.folds.k):
             rows = np.flatnonzero(self.fold_N == fold)
             path = self.run.checkpoints(number) / f"fold-{fold}.safetensors"
-            state = base(recipe, fold)
+            state = base(recipe, fold, self.views)
             if recipe.head == "linear":
                 self._fit_head(state, recipe, fold)
             if change:
                 change(state, torch.Generator().manual_seed(100 * number + fold))
-            save_model(path, state, recipe.to_dict(), len(NAMES))
+            link = link_of(self.task_type)
+            save_model(path, state, recipe.to_dict(), len(NAMES), views=self.views, link=link)
             pred_TN[:, rows] = FoldModel.load(path).predict(self.images_NHWC, rows=rows).T
-        if self.task_type != "regression":
-            pred_TN = 1 / (1 + np.exp(-pred_TN))
-        if self.task_type == "multiclass":
-            pred_TN /= pred_TN.sum(axis=0)
         facts = {"recipe": recipe.to_dict(), "predict_ms": 2.0}
         write_json(self.run.checkpoints(number) / "recipe.json", facts)
         write_oof(
@@ -125,11 +128,12 @@ class ModelRun:
         return number
 
     def _fit_head(self, state: Weights, recipe: Recipe, fold: int) -> None:
-        network = build_model(recipe, len(NAMES), pretrained=False)
+        network = build_model(recipe, len(NAMES), pretrained=False, views=self.views)
         network.load_state_dict({n: t for n, t in state.items() if "." in n and n not in _FACTS})
         facts = {name: state[name] for name in _FACTS}
         train = np.flatnonzero(self.fold_N != fold)
-        features_NF = FoldModel(network, facts, recipe).features(self.images_NHWC, rows=train)
+        model = FoldModel(network, facts, recipe, views=self.views)
+        features_NF = model.features(self.images_NHWC, rows=train)
         true_TN = self.true_TN[:, train]
         (layer,) = fit_layers(features_NF, true_TN, "regression", [0.3], (0,))
         state["head.1.weight"] = torch.from_numpy(layer.weight_TF.copy())
@@ -139,11 +143,11 @@ class ModelRun:
 _FACTS = ("target.mean", "target.std", "image.mean", "image.std")
 
 
-def base(recipe: Recipe, fold: int) -> Weights:
+def base(recipe: Recipe, fold: int, views: int = 1) -> Weights:
     """Weights and facts of an untrained network; the same for every trial of a recipe."""
     torch.manual_seed(fold)
     facts = model_facts(recipe.backbone)
-    network = build_model(recipe, len(NAMES), pretrained=False)
+    network = build_model(recipe, len(NAMES), pretrained=False, views=views)
     state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     return {
         **state,

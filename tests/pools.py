@@ -22,6 +22,7 @@ METRICS = {
     "log_loss-labels": ("multilabel", {}),
     "auroc": ("binary", {}),
     "auroc-labels": ("multilabel", {}),
+    "presence_locations": ("multilabel", {"min_positives": 3}),
     "auroc-classes": ("multiclass", {}),
     "average_precision": ("multilabel", {}),
     "khd": ("binary", {}),

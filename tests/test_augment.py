@@ -1,5 +1,7 @@
 """Augmentation agrees with torchvision sample by sample, and draws what the recipe says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,10 @@ from search.data.augment import (
     dihedral_each,
     draw,
     hue,
-    mixup,
     warp,
 )
+from search.data.pairs import mixup
+from search.data.stain import HED
 from spaces.recipe import Augment
 
 EVERYTHING = Augment(
@@ -57,6 +60,19 @@ def test_positions_of_each_sample_are_those_of_the_whole_batch() -> None:
     each = dihedral_each(x.permute(0, 2, 3, 1), k_B).permute(0, 3, 1, 2)
     for i, k in enumerate(k_B.tolist()):
         assert torch.equal(each[i : i + 1], dihedral(x[i : i + 1], k))
+
+
+@pytest.mark.parametrize("around", [{}, {"flip": False}, {"rot90": False, "flip": False}])
+def test_a_mirrored_row_is_flipped_left_right_before_all_else(around: dict[str, bool]) -> None:
+    x = images(64)
+    k_B = draw(Augment(**around), 64, seeded()).dihedral_B
+    draws = draw(Augment(mirror=True, **around), 64, seeded())
+    assert draws.mirror_R is not None and draws.dihedral_B is not None
+    assert 20 < draws.mirror_R.sum() < 44
+    for i in range(64):
+        before = x[i : i + 1].flip(3) if draws.mirror_R[i] else x[i : i + 1]
+        expected = before if k_B is None else dihedral(before, int(k_B[i]))
+        assert torch.equal(dihedral(x[i : i + 1], int(draws.dihedral_B[i])), expected)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +214,30 @@ def test_factors_fill_the_intervals_of_the_recipe() -> None:
     assert torch.allclose(draws.colour_B3.amin(0), torch.tensor(0.7), atol=0.01)
     assert torch.allclose(draws.colour_B3.amax(0), torch.tensor(1.3), atol=0.01)
     assert draws.hue_B.abs().max() <= 0.1 < draws.hue_B.abs().max() + 0.01
+
+
+def test_stains_factors_and_offsets_fill_the_interval_of_the_recipe() -> None:
+    map_B34 = draw(Augment(hed=0.2), 4000, seeded()).hed_B34
+    assert map_B34 is not None
+    stains = torch.nn.functional.normalize(torch.tensor(HED))  # in rows: a density is their sum
+    factor_B33 = torch.linalg.solve(stains.T, map_B34[:, :, :3] @ stains.T)
+    factor_B3 = factor_B33.diagonal(dim1=1, dim2=2)
+    assert torch.allclose(factor_B33, torch.diag_embed(factor_B3), atol=1e-5)
+    offset_B3 = torch.linalg.solve(stains.T, map_B34[:, :, 3:])[..., 0]
+    for values_B3, middle in ((factor_B3, 1.0), (offset_B3, 0.0)):
+        assert torch.allclose(values_B3.amin(0), torch.tensor(middle - 0.2), atol=0.003)
+        assert torch.allclose(values_B3.amax(0), torch.tensor(middle + 0.2), atol=0.003)
+        assert torch.allclose(values_B3.mean(0), torch.tensor(middle), atol=0.01)
+
+
+def test_numbers_of_a_row_are_those_of_all_its_views() -> None:
+    everything = replace(EVERYTHING, hed=0.1, mirror=True, view_drop=0.5)
+    one, three = draw(everything, 8, seeded()), draw(everything, 8, seeded(), views=3)
+    for name in ("warp_B23", "hed_B34", "colour_B3", "hue_B"):
+        assert torch.equal(getattr(three, name), getattr(one, name).repeat_interleave(3, 0))
+    assert one.mirror_R is not None and three.mirror_R is not None
+    assert torch.equal(three.mirror_R, one.mirror_R)
+    assert one.keep_B is None and three.keep_B is not None and three.keep_B.shape == (24,)
 
 
 def test_what_is_off_draws_nothing_and_changes_nothing() -> None:

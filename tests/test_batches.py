@@ -22,7 +22,8 @@ AUGMENTS = {
     "colour": Augment(**COLOUR),
     "affine": Augment(**AFFINE),
     "hue": Augment(hue=0.2),
-    "all": Augment(**COLOUR, **AFFINE, crop=0.5, hue=0.1),
+    "stains": Augment(hed=0.1),
+    "all": Augment(**COLOUR, **AFFINE, crop=0.5, hue=0.1, hed=0.1),
 }
 
 

@@ -1,4 +1,5 @@
 import errno
+import json
 import multiprocessing
 import os
 import shutil
@@ -10,8 +11,8 @@ import pytest
 from PIL import Image
 
 from search.data import cache as cache_module
-from search.data.cache import Store, default_cache, open_store
-from search.data.decode import decode
+from search.data.cache import Store, check_headers, default_cache, load_store, open_store
+from search.data.decode import decode, decode_image
 from spaces.errors import UserError
 from tests.datafolder import make_folder, truncate
 
@@ -31,21 +32,21 @@ def root(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "data", rows=40, tests=2)
 
 
-PATHS = [f"train/{i:04d}.png" for i in range(40)]
+FILES = [(f"train/{i:04d}.png",) for i in range(40)]
 
 
-def opened(root: Path, size: int = 8, paths: list[str] = PATHS) -> tuple[Store, int]:
+def opened(root: Path, size: int = 8, files: list[tuple[str, ...]] = FILES) -> tuple[Store, int]:
     """The store, and how many images were decoded for it."""
     counter = Counter()
-    store = open_store(root, paths, size, root.parent / "cache", counter, workers=2)
+    store = open_store(root, files, size, root.parent / "cache", counter, workers=2)
     return store, counter.calls[-1][0] if counter.calls else 0
 
 
 def test_row_i_is_the_decoded_image_i_and_read_only(root: Path) -> None:
-    store, _ = opened(root, size=8, paths=PATHS[::-1])
+    store, _ = opened(root, size=8, files=FILES[::-1])
     assert isinstance(store.images_NHWC, np.memmap)
     assert store.images_NHWC.shape == (40, 8, 8, 3) and store.images_NHWC.dtype == np.uint8
-    for i, path in enumerate(PATHS[::-1]):
+    for i, (path,) in enumerate(FILES[::-1]):
         assert np.array_equal(store.images_NHWC[i], decode(root / path, 8))
     with pytest.raises(ValueError, match="read-only"):
         store.images_NHWC[0] = 0
@@ -53,7 +54,7 @@ def test_row_i_is_the_decoded_image_i_and_read_only(root: Path) -> None:
 
 def test_progress_rises_to_the_total(root: Path) -> None:
     counter = Counter()
-    open_store(root, PATHS, 8, root.parent / "cache", counter, workers=2)
+    open_store(root, FILES, 8, root.parent / "cache", counter, workers=2)
     done = [d for d, _ in counter.calls]
     assert done == sorted(done) and counter.calls[-1] == (40, 40)
 
@@ -80,17 +81,17 @@ def test_a_changed_image_is_noticed(root: Path) -> None:
 
 def test_a_change_of_time_alone_is_noticed(root: Path) -> None:
     opened(root)
-    stat = os.stat(root / PATHS[0])
-    os.utime(root / PATHS[0], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1000))
+    stat = os.stat(root / FILES[0][0])
+    os.utime(root / FILES[0][0], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1000))
     assert opened(root)[1] == 40
 
 
 def test_added_removed_reordered_images_and_another_size_are_other_stores(root: Path) -> None:
     keys = {
         opened(root)[0].key,
-        opened(root, paths=PATHS[:-1])[0].key,
-        opened(root, paths=[*PATHS, "test/0000.png"])[0].key,
-        opened(root, paths=PATHS[::-1])[0].key,
+        opened(root, files=FILES[:-1])[0].key,
+        opened(root, files=[*FILES, ("test/0000.png",)])[0].key,
+        opened(root, files=FILES[::-1])[0].key,
         opened(root, size=16)[0].key,
     }
     assert len(keys) == 5
@@ -99,7 +100,7 @@ def test_added_removed_reordered_images_and_another_size_are_other_stores(root: 
 def test_another_folder_with_the_same_names_and_times_is_another_store(root: Path) -> None:
     shutil.copytree(root, root.parent / "copy", copy_function=shutil.copy2)
     first, _ = opened(root)
-    other = open_store(root.parent / "copy", PATHS, 8, root.parent / "cache")
+    other = open_store(root.parent / "copy", FILES, 8, root.parent / "cache")
     assert first.key != other.key
 
 
@@ -135,7 +136,7 @@ def test_unreadable_images_are_all_named_and_nothing_is_left(root: Path) -> None
 
 def test_a_missing_image_is_named(root: Path) -> None:
     with pytest.raises(UserError, match=r"none\.png does not exist"):
-        opened(root, paths=["train/none.png"])
+        opened(root, files=[("train/none.png",)])
 
 
 def test_a_full_disk_is_told_before_anything_is_written(
@@ -162,11 +163,11 @@ def test_a_quota_met_on_the_way_is_told_and_nothing_is_left(
 def test_a_file_that_changes_while_it_is_read_is_told(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def touch_and_decode(path: Path, size: int) -> np.ndarray:
-        os.utime(path, ns=(1, 1))
-        return decode(path, size)
+    def touch_and_decode(root: Path, files: tuple[str, ...], *rest: object) -> np.ndarray:
+        os.utime(root / files[0], ns=(1, 1))
+        return decode_image(root, files, *rest)
 
-    monkeypatch.setattr(cache_module, "decode", touch_and_decode)
+    monkeypatch.setattr(cache_module, "decode_image", touch_and_decode)
     with pytest.raises(UserError, match="changed while they were read"):
         opened(root)
 
@@ -198,3 +199,57 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("RUNGFOLD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
     assert default_cache() == Path("/c/rungfold")
+
+
+def grey_files(root: Path) -> list[tuple[str, ...]]:
+    """Ten images of four grey channels each."""
+    rng = np.random.default_rng(0)
+    files = [tuple(f"{i}_{colour}.png" for colour in "rgby") for i in range(10)]
+    for path in (path for image in files for path in image):
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(root / path)
+    return files
+
+
+def test_several_files_of_an_image_become_its_channels(root: Path) -> None:
+    files = grey_files(root)
+    store, decoded = opened(root, files=files)
+    assert store.images_NHWC.shape == (10, 8, 8, 4) and store.channels == 4 and decoded == 10
+    for image_HWC, image in zip(store.images_NHWC, files, strict=True):
+        for channel, path in enumerate(image):
+            assert np.array_equal(image_HWC[..., channel], decode(root / path, 8)[..., 0])
+    again = load_store(store.folder)
+    assert np.array_equal(again.images_NHWC, store.images_NHWC)
+    flat = [(path,) for image in files for path in image]
+    assert opened(root, files=flat)[0].key != store.key
+
+
+def test_the_unreadable_channel_is_named(root: Path) -> None:
+    files = grey_files(root)
+    truncate(root / "3_b.png")
+    (root / "7_y.png").write_bytes(b"no image")
+    with pytest.raises(UserError) as caught:
+        opened(root, files=files)
+    assert [f"{root}/3_b.png is unreadable" in fault for fault in caught.value.faults] == [1, 0]
+    with pytest.raises(UserError, match=r"7_y\.png is unreadable: it is none of"):
+        check_headers(root, files)
+
+
+def test_cleaning_comes_before_squeezing_and_makes_a_store_of_its_own(root: Path) -> None:
+    def top(image_HWC: np.ndarray) -> np.ndarray:
+        return image_HWC[:8]
+
+    plain, _ = opened(root)
+    clean = open_store(root, FILES, 8, root.parent / "cache", clean=top, clean_key="top")
+    assert clean.key != plain.key
+    with Image.open(root / FILES[5][0]) as image:
+        want = image.crop((0, 0, 16, 8)).resize((8, 8), Image.Resampling.BICUBIC)
+    assert np.array_equal(clean.images_NHWC[5], want)
+
+
+def test_a_store_of_an_older_version_is_told(root: Path) -> None:
+    store, _ = opened(root)
+    manifest = json.loads((store.folder / "manifest.json").read_text())
+    del manifest["channels"]  # the first version had none
+    (store.folder / "manifest.json").write_text(json.dumps({**manifest, "version": 1}))
+    with pytest.raises(UserError, match="resume the run"):
+        load_store(store.folder)

@@ -4,11 +4,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.data.decode import UnreadableImage, decode, facts
+from search.data.decode import ImageFacts, UnreadableImage, decode, decode_image, examine, size_of
+from spaces.errors import UserError
 from tests.datafolder import bomb, png, truncate
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+
+
+def facts(path: Path) -> ImageFacts:
+    """What the file holds; its pixels are those that are decoded."""
+    found, image_HW3 = examine(path.read_bytes())
+    assert np.array_equal(image_HW3, decode(path, None))
+    assert size_of(path) == (found.width, found.height) == image_HW3.shape[1::-1]
+    return found
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
@@ -145,3 +154,55 @@ def test_only_the_first_page_of_a_tiff_is_read_and_that_is_told(tmp_path: Path) 
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     assert np.array_equal(decode(tmp_path / "a.tif", None), RGB)
     assert facts(tmp_path / "a.tif").conversions == ("first page only",)
+
+
+def test_one_file_is_decoded_as_ever_and_several_become_channels(tmp_path: Path) -> None:
+    wide = np.linspace(0, 65535, 120).astype(np.uint16).reshape(12, 10)
+    Image.fromarray(RGB).save(tmp_path / "colour.png")
+    Image.fromarray(RGB[..., 1]).save(tmp_path / "grey.png")
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.fromarray(np.repeat(RGB[..., 2:], 3, axis=2)).save(tmp_path / "equal.png")
+    files = ["grey.png", "wide.png", "equal.png", "colour.png"]
+    one = decode_image(tmp_path, files[:1], 8)
+    assert np.array_equal(one, decode(tmp_path / "grey.png", 8)) and one.shape == (8, 8, 3)
+    image_HWC = decode_image(tmp_path, files, None)
+    assert image_HWC.shape == (12, 10, 4) and image_HWC.dtype == np.uint8
+    luminance = np.round(RGB @ np.array([0.299, 0.587, 0.114]))
+    assert np.array_equal(image_HWC[..., 0], RGB[..., 1])
+    assert np.array_equal(image_HWC[..., 1], wide // 257)
+    assert np.array_equal(image_HWC[..., 2], RGB[..., 2])
+    assert np.abs(image_HWC[..., 3] - luminance).max() <= 1
+    small_HWC = decode_image(tmp_path, files, 8)
+    for channel, file in enumerate(files[:3]):
+        assert np.array_equal(small_HWC[..., channel], decode(tmp_path / file, 8)[..., 0])
+
+
+def test_channels_of_different_sizes_are_both_named(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "red.png")
+    Image.fromarray(RGB[:7]).save(tmp_path / "blue.png")
+    with pytest.raises(UnreadableImage, match=r"10 x 7 .* red\.png has 10 x 12") as caught:
+        decode_image(tmp_path, ["red.png", "blue.png"], 8)
+    assert caught.value.file == "blue.png"
+
+
+@pytest.mark.parametrize("files", [["a.png"], ["a.png", "b.png"]])
+def test_cleaning_sees_whole_images_and_may_crop_them(tmp_path: Path, files: list[str]) -> None:
+    for file in files:
+        Image.fromarray(RGB).save(tmp_path / file)
+    seen = []
+
+    def clean(image_HWC: np.ndarray) -> np.ndarray:
+        seen.append(image_HWC.shape)
+        return image_HWC[2:6, 2:6]
+
+    channels = 3 if len(files) == 1 else len(files)
+    image_HWC = decode_image(tmp_path, files, 4, clean)
+    assert seen == [(12, 10, channels)] and image_HWC.shape == (4, 4, channels)
+    assert np.array_equal(image_HWC, decode_image(tmp_path, files, None)[2:6, 2:6])
+
+
+def test_the_size_of_a_file_that_is_no_image_is_a_fault_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    for name, reason in (("a.png", "none of PNG"), ("b.png", "No such file")):
+        with pytest.raises(UserError, match=rf"{name} is unreadable: .*{reason}"):
+            size_of(tmp_path / name)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.engines import decisions
+from ensemble.engines import decisions, make_engine
 from ensemble.engines.decisions import DecisionEngine
-from search.metrics import Counts, best_thresholds, get_metric, rate
+from search.metrics import Counts, best_thresholds, fold_scores, get_metric, rate
 
 NAMES = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "khd")
 FORMS = ("random", "quantised", "coarse", "constant", "edges")
@@ -153,8 +153,24 @@ def test_many_folds_are_told_apart():
 def test_what_the_metric_would_refuse_is_refused():
     true_TN, fold_N = np.float32([[0, 1, 0, 0]]), np.array([0, 0, 1, 1])
     metric = get_metric("f1").fit(true_TN)
-    with pytest.raises(ValueError, match="f1 is undefined in fold 1: no output has a positive"):
+    with pytest.raises(ValueError, match="undefined in fold 1: there no target has a positive"):
         DecisionEngine(metric, [0.5 * true_TN], true_TN, fold_N)
     for wrong in (1.5, -0.5, np.nan):
         with pytest.raises(ValueError, match="member 1"):
             DecisionEngine(metric, [true_TN, wrong + true_TN], true_TN, 0 * fold_N)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_khd_with_nested_thresholds_is_what_fold_scores_says(outputs):
+    rng = np.random.default_rng(outputs)
+    true_TN, fold_N = np.float32(rng.random((outputs, 150)) < 0.3), np.arange(150) % 5
+    preds = [np.float32(0.3 * true_TN + 0.7 * rng.random(true_TN.shape)) for _ in range(3)]
+    metric, weights = get_metric("khd").fit(true_TN), np.array([2.0, 1.0, 0.0])
+    assert metric.fits_thresholds
+    engine = make_engine(metric, preds, true_TN, fold_N)
+    assert isinstance(engine, DecisionEngine)
+    nested = [engine.held_out(weights, k, [f for f in range(5) if f != k]) for k in range(5)]
+    expected = [s.value for s in fold_scores(metric, mean_of(preds, weights), true_TN, fold_N)]
+    assert nested == pytest.approx(expected, rel=0, abs=1e-12)
+    # Chosen on the rows that are scored, thresholds look better than they are.
+    assert engine.score(weights, range(5)) > np.mean(nested)

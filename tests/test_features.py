@@ -234,3 +234,17 @@ def test_features_and_predictions_share_one_path(made):
     with torch.inference_mode():  # the head is linear: the mean over views may come first
         pred_NT = model.network.head(torch.from_numpy(features_NF)).numpy()
     np.testing.assert_allclose(model.predict(made.images_NHWC, rows=rows), pred_NT, atol=1e-4)
+
+
+def test_a_head_of_views_predicts_rows(tmp_path):
+    made = ModelRun(tmp_path, views=2)
+    made.add(noisy(1.0), fusion="concat")
+    made.add(noisy(1.0), fusion="attention", pooling="max")
+    (head,), notes = make_feature_heads(load_members(made.run), made.run)
+    assert not notes and head.pred_TN.shape == (3, ROWS)
+    layer = JointLayer.load(head.layer / "fold-0.safetensors")
+    models = [FoldModel.load(p.folder / "fold-0.safetensors") for p in head.parts]
+    rows = np.flatnonzero(made.fold_N == 0)
+    pred_NT = predict_head(models, layer, made.images_NHWC[: 2 * ROWS])
+    np.testing.assert_allclose(head.pred_TN[:, rows], pred_NT[rows].T, atol=1e-4)
+    assert np.load(head.oof_folder / "test.npy").shape == (3, len(made.images_NHWC) // 2 - ROWS)

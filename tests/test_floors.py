@@ -26,12 +26,13 @@ FLOORS = (
     (
         "search.leaderboard", "search.baselines", "search.check", "search.plan", "search.policy",
         "search.trials", "search.director", "search.sampler", "search.results", "search.progress",
-        "search.finish", "search.terminal", "search.warm_start",
+        "search.finish", "search.terminal", "search.warm_start", "search.ablation",
+        "search.detail", "search.options", "search.pictures",
     ),
     (
         "search.cluster", "search.trial", "search.searcher", "search.scheduler", "search.study",
     ),
-    ("search.setup", "search.prepare", "search.compose", "search.summary"),
+    ("search.setup", "search.prepare", "search.compose", "search.summary", "search.refit"),
     ("search.run",),
 )  # fmt: skip
 

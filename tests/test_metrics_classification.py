@@ -137,7 +137,7 @@ def test_rates_equal_scikit_learns_over_the_outputs_that_are_defined(seed, many,
             assert score.parts == expected
             assert score.value == score.parts[name]
         else:
-            with pytest.raises(ValueError, match=f"{name} is undefined: no output has"):
+            with pytest.raises(ValueError, match=f"{name} is undefined: no target has"):
                 fitted.score(pred_TN, true_TN, cuts_T)
 
 
@@ -385,11 +385,13 @@ def test_every_metric_says_what_it_can_score_and_what_it_needs():
         assert metric.task_types == fitted.task_types
         assert fitted.decides is (name in DECISIONS)
         assert fitted.fits_thresholds is (name in FITTED)
-        assert fitted.probabilities is (name in (*DECISIONS, "log_loss"))
+        assert fitted.probabilities is (name in (*DECISIONS, "log_loss", "presence_locations"))
         if name in ("gene_expr", "pearson", "rmse", "mae", "r2"):
             assert fitted.task_types == ("regression",)
         elif name in ("auroc", "average_precision"):
             assert fitted.task_types == (*both, "multiclass")
+        elif name == "presence_locations":
+            assert fitted.task_types == both
         else:
             assert fitted.task_types == both
             assert get_metric(name, multiclass=True).task_types == ("multiclass",)
@@ -409,23 +411,23 @@ def test_every_metric_survives_json(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "truth", "rule"),
+    ("name", "truth", "void"),
     [
-        ("auroc", 1, "both a positive and a negative"),
-        ("auroc", 0, "both a positive and a negative"),
-        ("average_precision", 0, "a positive"),
-        ("sensitivity", 0, "a positive"),
-        ("f1", 0, "a positive"),
-        ("specificity", 1, "a negative"),
-        ("r2", 1, "truth that varies"),
+        ("auroc", 1, "no target has both a positive and a negative"),
+        ("auroc", 0, "no target has both a positive and a negative"),
+        ("average_precision", 0, "no target has a positive"),
+        ("sensitivity", 0, "no target has a positive"),
+        ("f1", 0, "no target has a positive"),
+        ("specificity", 1, "no target has a negative"),
+        ("r2", 1, "no target has truth that varies"),
     ],
 )
-def test_where_no_output_is_defined_the_rule_is_told(name, truth, rule):
+def test_where_the_metric_is_undefined_it_is_told_why(name, truth, void):
     true_TN = np.full((2, 6), truth, dtype=np.float32)
     pred_TN = np.linspace(0, 1, 12).reshape(2, 6)
     fitted = get_metric(name).fit(true_TN)
     assert not fitted.defined(true_TN).any()
-    with pytest.raises(ValueError, match=f"{name} is undefined: no output has {rule}"):
+    with pytest.raises(ValueError, match=f"{name} is undefined: {void}"):
         fitted.score(pred_TN, true_TN)
     true_TN[0, 3] = 1 - truth
     assert fitted.defined(true_TN).tolist() == [True, False]

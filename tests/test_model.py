@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from search.data.augment import dihedral
-from search.model.backbone import build_model, known_backbone, model_facts
+from search.model.backbone import build_model
+from search.model.facts import known_backbone, model_facts, normalisation
 from search.model.heads import GeM, swap_activations
-from search.model.infer import FORMAT, FoldModel
+from search.model.infer import FORMAT, FoldModel, save_model
 from search.model.losses import adds_up, correlation, make_loss, target_scale
 from spaces.errors import UserError
+from spaces.parts import REGRESSION_LOSSES, Regression
 from spaces.recipe import HEADS, POOLINGS, Recipe
-from spaces.tasks.gene_expr import LOSSES, GeneExpr
 
 # One of each layout of feature maps: B C H W, B H W C, class token and patches, patches only.
 LAYOUTS = ("test_resnet", "test_mambaout", "test_vit", "test_vit_relpos")
@@ -112,11 +113,39 @@ def test_unknown_backbone_lists_near_names(name: str) -> None:
         known_backbone(name)
 
 
+def test_what_the_hub_has_is_taken_by_its_name_alone() -> None:
+    known_backbone("hf-hub:MahmoodLab/uni")
+    known_backbone("hf-hub:timm/resnet18.a1_in1k@main")
+    for name in ("hf-hub:uni", "hf-hub:", "hf-hub:a/b/c"):
+        with pytest.raises(UserError, match="write hf-hub:OWNER/MODEL"):
+            known_backbone(name)
+
+
+@pytest.mark.parametrize("channels", (1, 2, 3, 4, 6))
+def test_every_channel_is_normalised(channels: int) -> None:
+    facts = model_facts("test_resnet")
+    mean, std = normalisation(tiny(), facts, channels)
+    grey = [sum(values) / 3 for values in (facts.mean, facts.std)]
+    own = 3 if channels >= 3 else 0
+    assert mean == pytest.approx((*facts.mean[:own], *[grey[0]] * (channels - own)))
+    assert std == pytest.approx((*facts.std[:own], *[grey[1]] * (channels - own)))
+    for kind in ("minmax", "image", "train"):
+        given = normalisation(tiny(normalise=kind), facts, channels)
+        assert given == ((0,) * channels, (1,) * channels)
+
+
+@pytest.mark.parametrize("channels", (1, 4, 5))
+@pytest.mark.parametrize("backbone", LAYOUTS)
+def test_networks_see_any_number_of_channels(backbone: str, channels: int) -> None:
+    network = build_model(tiny(backbone=backbone), outputs=2, channels=channels)
+    assert network(torch.randn(2, channels, 32, 32)).shape == (2, 2)
+
+
 # --- losses
 
 
-def parts(loss: str) -> GeneExpr:
-    return GeneExpr(loss=loss, pearson_weight=0.7, huber_delta=0.5)
+def parts(loss: str) -> Regression:
+    return Regression(loss=loss, pearson_weight=0.7, huber_delta=0.5)
 
 
 def test_correlation_is_numpys() -> None:
@@ -127,7 +156,7 @@ def test_correlation_is_numpys() -> None:
     np.testing.assert_allclose(ours, reference, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", REGRESSION_LOSSES)
 def test_loss_is_least_and_finite_at_the_truth(loss: str) -> None:
     torch.manual_seed(0)
     target_BT = torch.randn(8, 6)
@@ -144,7 +173,7 @@ def test_loss_is_least_and_finite_at_the_truth(loss: str) -> None:
     assert constant.grad is not None and constant.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", REGRESSION_LOSSES)
 def test_adds_up_says_whether_micro_batches_agree(loss: str) -> None:
     torch.manual_seed(0)
     pred_BT, target_BT = torch.randn(2, 12, 6)
@@ -157,7 +186,7 @@ def test_cell_correlation_is_over_deviations_in_original_units() -> None:
     torch.manual_seed(0)
     pred_BT, target_BT = torch.randn(2, 4, 50)
     std_T = torch.rand(50) * 3 + 0.1
-    part = GeneExpr(loss="mse_pearson_cell", pearson_weight=2)
+    part = Regression(loss="mse_pearson_cell", pearson_weight=2)
     rows = [
         np.corrcoef((pred_BT[b] * std_T).numpy(), (target_BT[b] * std_T).numpy())[0, 1]
         for b in range(4)
@@ -193,12 +222,7 @@ def write_fold_model(path: Path, recipe: Recipe, outputs: int = 4) -> None:
         "image.mean": torch.full((3,), 0.5),
         "image.std": torch.full((3,), 0.25),
     }
-    metadata = {
-        "format": FORMAT,
-        "recipe": json.dumps(recipe.to_dict()),
-        "outputs": str(outputs),
-    }
-    save_file({**state, **facts}, path, metadata=metadata)
+    save_model(path, {**state, **facts}, recipe.to_dict(), outputs)
 
 
 def some_images(rows: int, size: int = 32) -> np.ndarray:
@@ -228,12 +252,49 @@ def test_predictions_are_in_original_units_whatever_the_batch_size(tmp_path: Pat
     np.testing.assert_allclose(pred_NT, reference, atol=1e-4)
 
 
-@pytest.mark.parametrize("damage", ("cut", "no facts", "no weights", "format", "not there"))
+@pytest.mark.parametrize("link", ("identity", "sigmoid"))
+def test_a_probe_reads_the_mean_of_the_features(tmp_path: Path, link: str) -> None:
+    """Not the mean of what the head makes of each flip: it was fitted on means."""
+    recipe = tiny(probe="knn", tta=4)
+    backbone = build_model(recipe, 2)
+    features = backbone.head[-1].in_features  # type: ignore[index]
+    generator = torch.Generator().manual_seed(0)
+    keys_NR = torch.randn(20, features, generator=generator)
+    head = {
+        "link_code": torch.tensor(("identity", "sigmoid").index(link)),
+        "mean": torch.full((features,), 0.5),
+        "std": torch.full((features,), 0.1),
+        "keys": keys_NR,
+        "values": torch.rand(20, 2, generator=generator),
+        "k": torch.tensor(3),
+        "cosine": torch.tensor(False),
+        "by_distance": torch.tensor(True),
+    }
+    facts = {"target.mean": torch.zeros(2), "target.std": torch.ones(2)}
+    facts |= {"image.mean": torch.full((3,), 0.5), "image.std": torch.full((3,), 0.25)}
+    own = {n: t for n, t in backbone.state_dict().items() if not n.startswith("head.")}
+    state = {**own, **{f"head.{name}": tensor for name, tensor in head.items()}, **facts}
+    save_model(tmp_path / "fold-0.safetensors", state, recipe.to_dict(), 2, link=link)
+    model = FoldModel.load(tmp_path / "fold-0.safetensors")
+    images_NHWC = some_images(6)
+    features_NF = torch.from_numpy(model.features(images_NHWC))
+    distance_NK = torch.cdist((features_NF.double() - 0.5) / 0.1, keys_NR.double())
+    near_N3 = distance_NK.topk(3, largest=False)
+    weight_N3 = 1 / near_N3.values
+    values_N3T = head["values"][near_N3.indices].double()
+    expected_NT = (weight_N3[..., None] * values_N3T).sum(1) / weight_N3.sum(1, keepdim=True)
+    np.testing.assert_allclose(model.predict(images_NHWC), expected_NT, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "damage", ("cut", "no facts", "no weights", "no link", "format", "not there")
+)
 def test_damaged_fold_model_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "fold-0.safetensors"
     write_fold_model(path, tiny())
-    tensors, metadata = load_file(path), {"format": FORMAT, "outputs": "4"}
-    metadata["recipe"] = json.dumps(tiny().to_dict())
+    tensors = load_file(path)
+    metadata = {"format": FORMAT, "outputs": "4", "channels": "3", "views": "1"}
+    metadata |= {"recipe": json.dumps(tiny().to_dict()), "link": "identity"}
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "not there":
@@ -243,8 +304,10 @@ def test_damaged_fold_model_is_refused(tmp_path: Path, damage: str) -> None:
             del tensors["target.std"]
         elif damage == "no weights":
             del tensors["backbone.conv1.0.weight"]
+        elif damage == "no link":
+            del metadata["link"]
         else:
-            metadata["format"] = "0"
+            metadata["format"] = "1"
         save_file(tensors, path, metadata=metadata)
     with pytest.raises(UserError, match="fold-0"):
         FoldModel.load(path)

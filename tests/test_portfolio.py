@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from search.policy.portfolio import portfolio
 from spaces.backbones import family, relative_cost, series
 from spaces.errors import UserError
+from spaces.means import Means
 from spaces.recipe import Recipe
 from spaces.space import Choose, Space
-from spaces.task import Means
 from spaces.tasks.gene_expr import CPU_BACKBONES, GPU_BACKBONES, TASK
 
 NAMES = sorted({*GPU_BACKBONES, *CPU_BACKBONES})

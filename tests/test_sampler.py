@@ -11,8 +11,8 @@ from search.journal import Journal
 from search.policy.priors import PriorObservation
 from search.policy.rungs import make_rungs
 from search.sampler import SEEDS, Sampler
+from spaces.means import Means
 from spaces.registry import load_task
-from spaces.task import Means
 
 TASK = load_task("gene_expr")
 MEANS = Means(

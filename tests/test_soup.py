@@ -212,3 +212,18 @@ def test_greedy_keeps_an_ingredient_exactly_when_the_score_does_not_drop(gains, 
     expected = {order[0], *(m for m in order[1:] if gains[m] >= 0)}
     assert set(chosen) == expected and list(chosen) == sorted(chosen)
     assert len(tried) == len(order)
+
+
+def test_soups_of_views_predict_rows(tmp_path):
+    made = ModelRun(tmp_path, views=2)
+    for fusion in ("max", "max", "attention"):
+        made.add(noisy(0.5), fusion=fusion)
+    (soup,), (note,) = make_soups(load_members(made.run), made.run)
+    assert soup.name == "soup 0+1"
+    assert note.startswith("no soup of 2: a learned fusion")
+    model = FoldModel.load(soup.parts[0].folder / "fold-0.safetensors")
+    assert model.views == 2
+    rows = np.flatnonzero(made.fold_N == 0)
+    pred_NT = model.predict(made.images_NHWC[: 2 * ROWS])
+    np.testing.assert_allclose(soup.pred_TN[:, rows], pred_NT[rows].T, atol=1e-4)
+    assert np.load(soup.oof_folder / "test.npy").shape == (3, len(made.images_NHWC) // 2 - ROWS)

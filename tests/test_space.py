@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from spaces.backbones import family
 from spaces.errors import UserError
+from spaces.means import Means
 from spaces.recipe import Augment, Recipe
 from spaces.registry import load_task
 from spaces.seeds import derive
-from spaces.task import Means
 from spaces.tasks.gene_expr import CPU_BACKBONES, GPU_BACKBONES, LEARNING_RATES, GeneExpr
 from tests.drawn import Drawn
 

@@ -190,8 +190,8 @@ def test_a_byte_order_mark_and_awkward_ids_are_read_as_written(tmp_path: Path) -
 def test_test_rows_are_read_without_a_train_csv(tmp_path: Path) -> None:
     make_folder(tmp_path)
     (tmp_path / "train.csv").unlink()
-    ids, paths = read_test(LAYOUT, tmp_path)
-    assert ids[0] == "T000" and paths[0] == "test/0000.png" and len(ids) == len(paths) == 6
+    ids, files = read_test(LAYOUT, tmp_path)
+    assert ids[0] == "T000" and files[0] == ("test/0000.png",) and len(ids) == len(files) == 6
     (tmp_path / "test/0002.png").unlink()
     with pytest.raises(UserError, match="T002"):
         read_test(LAYOUT, tmp_path)

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from search.model.infer import FoldModel
 from search.model.memory import OutOfMemory, pieces
-from search.train.fold import Diverged, EpochResult, FoldJob, FoldTraining, save_fold, train_fold
+from search.train.fold import FoldTraining, save_fold, train_fold
+from search.train.job import Diverged, EpochResult, FoldJob
 from search.train.optim import AveragedModel, learning_rate, make_optimizer
 from spaces.errors import UserError
+from spaces.parts import Regression
 from spaces.recipe import Augment, Recipe
-from spaces.tasks.gene_expr import GeneExpr
 
 ROWS, OUTPUTS, SIZE = 56, 6, 32
 GOLDEN = [0.985648, 0.758045, 0.611585]  # torch 2.15, timm 1.0.31
@@ -51,7 +52,7 @@ def job(**changes: Any) -> FoldJob:
         "drop": 0.2,
         "tta": 4,
         "augment": Augment(brightness=0.1, rotate=10.0),
-        "task": GeneExpr(),
+        "task": Regression(),
     }
     settings: dict[str, Any] = {
         "images_NHWC": (255 * (0.6 * tint + 0.4 * noise)).astype(np.uint8),
@@ -190,9 +191,18 @@ def test_validation_and_test_rows_do_not_touch_training() -> None:
         {},
         {"optimizer": "sgd", "lr": 0.02, "ema": 0.0},
         {"backbone": "test_vit", "drop_path": 0.2, "optimizer": "adam"},
+        {"schedule": "onecycle", "swa": 0.7, "head_warmup": 1.0},
+        {"schedule": "exponential", "freeze": "last_block", "swa": 0.01},
+        {  # learns too little
+            "schedule": "plateau", "lr": 1e-6, "epochs": 4, "layer_decay": 0.7, "batch_size": 7,
+            "drop": 0.0, "augment": Augment(flip=False, rot90=False),
+        },
     ),
-    ids=("adamw", "sgd without average", "adam, stochastic depth"),
-)
+    ids=(
+        "adamw", "sgd without average", "adam, stochastic depth", "onecycle, average of epochs",
+        "exponential, frozen", "plateau",
+    ),
+)  # fmt: skip
 @pytest.mark.parametrize("stop", (1, 3))
 def test_resumed_fold_is_bit_for_bit_the_unbroken_one(
     tmp_path: Path, changes: dict[str, Any], stop: int
@@ -211,6 +221,8 @@ def test_resumed_fold_is_bit_for_bit_the_unbroken_one(
     assert resumed.state.epoch == stop
     while not resumed.done:
         resumed.epoch()
+    assert dataclasses.asdict(resumed.state.plateau) == dataclasses.asdict(unbroken.state.plateau)
+    assert resumed.state.plateau.factor < 1 or small.recipe.schedule != "plateau"
     result = resumed.finish()
     np.testing.assert_array_equal(result.pred_TV, expected.pred_TV)
     for name, tensor in expected.state.items():
@@ -279,7 +291,7 @@ def test_micro_batches_agree_with_the_full_batch(loss: str, micro_batch: int) ->
     """For a model without batch statistics and a loss that adds up over rows. SGD, since Adam
     divides by the gradient's size and so turns rounding into a full step where it is near zero."""
     small = job(
-        backbone="test_convnext", optimizer="sgd", lr=0.005, drop=0.0, task=GeneExpr(loss=loss)
+        backbone="test_convnext", optimizer="sgd", lr=0.005, drop=0.0, task=Regression(loss=loss)
     )
     full, cut = FoldTraining(small), with_micro_batch(small, micro_batch)
     for _ in range(2):

@@ -23,8 +23,8 @@ from search.policy.priors import (
 from search.run_folder import RunFolder, write_json
 from search.warm_start import load, notes, read_prior, read_priors, save
 from spaces.errors import UserError
+from spaces.means import Means
 from spaces.space import Space
-from spaces.task import Means
 from spaces.tasks.gene_expr import CPU_BACKBONES, GPU_BACKBONES, TASK
 from tests.drawn import Drawn
 

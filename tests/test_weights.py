@@ -1,6 +1,7 @@
 """Pretrained weights: local folders, and a hub that cannot be reached."""
 
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from search.model.backbone import build_model
-from search.model.weights import probe_weights
+from search.model.weights import WeightsSource, probe_weights, reachable_backbones
 from spaces.errors import UserError
 from spaces.recipe import Recipe
 
@@ -58,6 +59,31 @@ def test_more_channels_repeat_the_three_at_the_same_scale(folder: Path) -> None:
     theirs, ours = saved(), loaded(folder, channels=4)
     torch.testing.assert_close(ours[FIRST][:, :3], theirs[FIRST] * 3 / 4)
     torch.testing.assert_close(ours[FIRST][:, 3], theirs[FIRST][:, 0] * 3 / 4)
+
+
+@pytest.mark.parametrize("channels", (1, 4))
+@pytest.mark.parametrize(
+    "backbone", ("test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "resnet10t")
+)
+def test_stems_of_all_families_keep_what_they_learned(
+    tmp_path: Path, backbone: str, channels: int
+) -> None:
+    theirs = timm.create_model(backbone, num_classes=0)
+    save_file(theirs.state_dict(), tmp_path / f"{backbone}.safetensors")
+    network = build_model(recipe(backbone), 2, tmp_path, channels=channels)
+    ours, first = network.backbone.state_dict(), f"{theirs.pretrained_cfg['first_conv']}.weight"
+    source = theirs.state_dict()[first]
+    expected = source.sum(1, keepdim=True) if channels == 1 else source[:, [0, 1, 2, 0]] * 3 / 4
+    torch.testing.assert_close(ours[first], expected)
+    for name, tensor in theirs.state_dict().items():
+        assert name in (first, "pos_embed") or torch.equal(ours[name], tensor), name
+
+
+def test_stacked_views_repeat_the_stem(folder: Path) -> None:
+    stacked = Recipe(backbone="test_resnet", weights="pretrained", image_size=32, fusion="stack")
+    network = build_model(stacked, outputs=2, weights_dir=folder, views=8)
+    stem = network.backbone.state_dict()[FIRST]
+    torch.testing.assert_close(stem, saved()[FIRST].repeat(1, 8, 1, 1) / 8)
 
 
 @pytest.mark.parametrize("name", ("test_resnet.pth", "test_resnet.pt"))
@@ -164,3 +190,73 @@ def test_failing_download_names_the_ways_out(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"test_resnet could not be fetched.*--weights DIR"):
         build_model(recipe(), outputs=2)
+
+
+# --- models that only the hub knows
+
+UNI, OWN = "hf-hub:MahmoodLab/uni", "hf-hub:me/mine"
+HUB = WeightsSource(pretrained=True, folder=None, reason="the weights hub answers")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A hub with an empty cache that gives away OWN and refuses UNI; what it was asked for."""
+    asked = []
+
+    class GatedRepoError(OSError):
+        pass
+
+    def config(model: str) -> tuple[dict[str, object], str, dict[str, object]]:
+        asked.append(model)
+        if model == "MahmoodLab/uni":
+            raise GatedRepoError("401")
+        return {}, "test_resnet", {}
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("search.model.weights._hub_fault", lambda: None)
+    monkeypatch.setattr("search.model.weights.load_model_config_from_hf", config)
+    return asked
+
+
+def test_gated_models_are_skipped_with_a_line_each(hub: list[str]) -> None:
+    assert reachable_backbones(("resnet18",), HUB) == (("resnet18",), []) and not hub
+    kept, lines = reachable_backbones(("resnet18", UNI, OWN), HUB)
+    assert kept == ("resnet18", OWN)
+    assert lines == [
+        f"backbone {UNI} is skipped: the hub says gated repo; ask its owners for access, or log in"
+    ]
+    assert sorted(hub) == ["MahmoodLab/uni", "me/mine"]
+
+
+def test_a_model_in_the_cache_is_not_asked_for(hub: list[str], tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--MahmoodLab--uni" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    assert reachable_backbones((UNI,), HUB) == ((UNI,), [])
+    assert not hub
+
+
+def test_local_folders_have_no_hub_models(folder: Path, hub: list[str]) -> None:
+    source = probe_weights(str(folder), ("test_resnet", UNI))
+    kept, (line,) = reachable_backbones(("test_resnet", UNI), source)
+    assert kept == ("test_resnet",) and f"only the hub has it (weights from {folder})" in line
+    assert not hub
+
+
+def test_a_hub_that_is_away_is_asked_for_no_model(
+    hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.model.weights._hub_fault", lambda: "nobody is there")
+    kept, lines = reachable_backbones(("resnet18", UNI, OWN), HUB)
+    assert kept == ("resnet18",)
+    assert lines == [f"backbone {name} is skipped: nobody is there" for name in (UNI, OWN)]
+    assert not hub
+
+
+def test_a_slow_answer_counts_as_none(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.model.weights._HUB_SECONDS", 0.1)
+    monkeypatch.setattr("search.model.weights.load_model_config_from_hf", lambda _: time.sleep(2))
+    started = time.monotonic()
+    kept, lines = reachable_backbones((UNI, OWN), HUB)
+    assert time.monotonic() - started < 1
+    assert not kept and all("did not answer within 0.1 s" in line for line in lines)

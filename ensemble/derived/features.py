@@ -102,17 +102,17 @@ class _Head:
         parts = sorted({m for members, _ in chosen for m in members})
         pred_TN = np.empty(pool.true_TN.shape, dtype=np.float32)
         test_SHWC = self.store.images[1]
-        test_ST = np.zeros((0 if test_SHWC is None else len(test_SHWC), len(pred_TN)))
+        tests = []
         for fold, (members, strength) in enumerate(chosen):
             (layer,) = self._fit(members, fold, [fold], [strength], parts)
             layer.save(folder / f"fold-{fold}.safetensors")
             rows_V = fold_rows(pool, fold)
             pred_TN[:, rows_V] = layer.apply(self.store.train(members, fold)[rows_V]).T
             if test_SHWC is not None:
-                test_ST += layer.apply(self.store.test(members, fold)).astype(float) / pool.folds
+                tests.append(layer.apply(self.store.test(members, fold)))
         save_rows(folder / "pred.npy", pred_TN)
-        if test_SHWC is not None:
-            save_rows(folder / "test.npy", test_ST.T)
+        if tests:
+            save_rows(folder / "test.npy", np.asarray(np.mean(tests, axis=0, dtype=np.float64)).T)
         return chosen
 
     def _candidates(self, fold: int) -> list[Set]:

@@ -1,6 +1,7 @@
 """The images that a run was trained on, decoded.
 
-Shapes: N train rows, S test rows, H W C height, width and channels.
+Shapes: N images of the train rows, S of the test rows, the views of a row one after the other,
+H W C height, width and channels.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from search.data.cache import load_store
 from search.data.folds import read_folds
 from search.run_folder import RunFolder, read_json
 from spaces.errors import UserError
+from spaces.layout import Layout
 
 Images = NDArray[np.uint8]
 
@@ -29,7 +31,8 @@ def store_folder(run: RunFolder) -> Path:
 
 def run_images(run: RunFolder) -> tuple[Images, Images | None]:
     """Memory-mapped images (N, H, W, C) of the train rows, in the order of folds.parquet, and
-    (S, H, W, C) of the test rows, None when there are none.
+    (S, H, W, C) of the test rows, None when there are none. Each row has as many as its layout has
+    views.
 
     Raises UserError when the image store is gone or is not this run's.
     """
@@ -38,13 +41,14 @@ def run_images(run: RunFolder) -> tuple[Images, Images | None]:
         images_NHWC = load_store(folder).images_NHWC
     except UserError:
         raise UserError(_lost(run, folder)) from None
-    rows = len(read_folds(run.folds).ids)
-    if len(images_NHWC) < rows:
+    views = Layout.from_dict(read_json(run.run)["layout"]).view_count
+    images = len(read_folds(run.folds).ids) * views
+    if len(images_NHWC) < images:
         raise UserError(
-            f"{folder} holds {len(images_NHWC)} images and {run.root} has {rows} rows; delete "
-            f"that folder, then resume the run: python -m search.run --resume {run.root}"
+            f"{folder} holds {len(images_NHWC)} images and the rows of {run.root} have {images}; "
+            f"delete that folder, then resume the run: python -m search.run --resume {run.root}"
         )
-    return images_NHWC[:rows], images_NHWC[rows:] if len(images_NHWC) > rows else None
+    return images_NHWC[:images], images_NHWC[images:] if len(images_NHWC) > images else None
 
 
 def _lost(run: RunFolder, folder: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from ensemble.derived.sources import listed, model_file, part
 from ensemble.members import Member, Pool
 
-_SAME = ("backbone", "image_size", "pooling", "head")
+_SAME = ("backbone", "image_size", "channels", "normalise", "stain", "fusion", "pooling", "head")
 _RELATIVE = 1e-5  # of target and image scales: machines differ in the last bit
 
 
@@ -28,8 +28,9 @@ def kin(pool: Pool) -> tuple[list[list[int]], list[str]]:
     reasons: dict[str, list[str]] = defaultdict(list)
     looks: dict[int, _Looks] = {}
     for m, member in enumerate(pool.members):
-        if (reason := foreign(member)) is None:
-            looks[m] = _look(member, pool.folds)
+        look = _look(member, pool.folds)
+        if (reason := _foreign(look)) is None:
+            looks[m] = look
         else:
             reasons[reason].append(member.name)
     groups: list[list[int]] = []
@@ -53,13 +54,17 @@ def kin(pool: Pool) -> tuple[list[list[int]], list[str]]:
     return [group for group in groups if len(group) > 1], notes
 
 
-def foreign(member: Member) -> str | None:
+def _foreign(look: _Looks) -> str | None:
     """Why a member's weights share their start with nobody's; None: they may."""
-    recipe = part(member).recipe
+    recipe = look.recipe
     if recipe.get("weights") != "pretrained":
         return "random weights start elsewhere in every trial, and their mean is no model"
+    if recipe.get("probe", "none") != "none":
+        return "a probe is fitted on frozen weights, and its head is no layer"
     if recipe.get("head") == "mlp":
         return "the hidden layer of an mlp head starts elsewhere in every trial"
+    if any(name.startswith("fusion.") for name in look.tensors[0]):
+        return "a learned fusion of views starts elsewhere in every trial"
     return None
 
 

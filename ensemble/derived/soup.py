@@ -7,10 +7,10 @@ of one model.
 
 Only pretrained backbones qualify: with random weights every trial starts elsewhere. Heads start
 apart, too, since each trial draws its own: the last layer from N(0, 0.01), near enough to zero to
-be the same start; the hidden layer of an "mlp" head at full size, so that its units have no
-counterparts in another trial, and it does not qualify. BatchNorm's running statistics are averaged
-like weights, not measured anew. Where any of this breaks a soup its score drops, and the
-ingredient is left out.
+be the same start. The hidden layer of an "mlp" head and a learned fusion of views start at full
+size, so that their units have no counterparts in another trial, and these do not qualify.
+BatchNorm's running statistics are averaged like weights, not measured anew. Where any of this
+breaks a soup its score drops, and the ingredient is left out.
 
 Fold models are averaged fold by fold. What goes into fold k's soup is chosen by out-of-fold
 predictions on the other folds, so that the soup's prediction of fold k, as any member's, knows
@@ -114,7 +114,15 @@ def average_models(files: Sequence[Path], out: Path, recipe: dict[str, Any]) -> 
         for name in averaged:
             sums[name] += tensors[name]
     means = {name: (sums[name] / len(files)).to(first[name].dtype) for name in averaged}
-    save_model(out, {**first, **means}, recipe, int(metadata["outputs"]))
+    save_model(
+        out,
+        {**first, **means},
+        recipe,
+        int(metadata["outputs"]),
+        channels=int(metadata["channels"]),
+        views=int(metadata["views"]),
+        link=metadata["link"],
+    )
 
 
 class _Soup:
@@ -123,10 +131,10 @@ class _Soup:
     def __init__(self, pool: Pool, run: RunFolder, group: Sequence[int], folder: Path) -> None:
         self.pool, self.run, self.group, self.folder = pool, run, tuple(group), folder
         first = part(pool.members[group[0]])
-        # Views may differ between trials. All are used that any trial used: a rule that looks at
-        # no score.
-        views = max(int(part(pool.members[m]).recipe.get("tta", 1)) for m in group)
-        self.recipe = {**first.recipe, "tta": views}
+        # Flips and turns may differ between trials. All are used that any trial used: a rule that
+        # looks at no score.
+        turns = max(int(part(pool.members[m]).recipe.get("tta", 1)) for m in group)
+        self.recipe = {**first.recipe, "tta": turns}
         self.decode_size = first.decode_size
         self._preds: dict[tuple[int, Set], NDArray[np.float32]] = {}
         self._scratch = folder  # a temporary folder while it is made
@@ -203,15 +211,17 @@ class _Soup:
         """fold-K.safetensors, pred.npy and, where there are test images, test.npy."""
         pred_TN = np.empty(self.pool.true_TN.shape, dtype=np.float32)
         test_SHWC = self.images[1]
-        test_ST = np.zeros((0 if test_SHWC is None else len(test_SHWC), len(pred_TN)))
+        tests = []
         for fold, ingredients in enumerate(chosen):
             pred_TN[:, fold_rows(self.pool, fold)] = self._predict(fold, ingredients)
             model = self._model(fold, ingredients, self.folder / f"fold-{fold}.safetensors")
             if test_SHWC is not None:
-                test_ST += model.predict(test_SHWC).astype(np.float64) / len(chosen)
+                tests.append(model.predict(test_SHWC))
         save_rows(self.folder / "pred.npy", pred_TN)
-        if test_SHWC is not None:
-            save_rows(self.folder / "test.npy", test_ST.T)
+        if tests:
+            save_rows(
+                self.folder / "test.npy", np.asarray(np.mean(tests, axis=0, dtype=np.float64)).T
+            )
 
     @cached_property
     def images(self) -> tuple[Images, Images | None]:

@@ -28,6 +28,7 @@ _ENGINES: dict[str, Callable[..., Engine]] = {
     "log_loss": LogLossEngine,
     "auroc": RankingEngine,
     "average_precision": RankingEngine,
+    "presence_locations": RankingEngine,
 }
 
 

@@ -53,9 +53,7 @@ class DecisionEngine(FoldwiseEngine):
             [metric.defined(true_TN[:, fold_N == k]) for k in range(self.folds)]
         )
         if void := np.flatnonzero(~self._defined_KT.any(axis=1)).tolist():
-            raise ValueError(
-                f"{metric.name} is undefined in fold {void[0]}: no output has {metric.rule} there"
-            )
+            raise ValueError(f"{metric.name} is undefined in fold {void[0]}: there {metric.void}")
         ranges = each(lambda pred_TN: (pred_TN.min(), pred_TN.max()), self._preds_MTN)
         for member, (low, high) in enumerate(ranges):
             if not (low >= 0 and high <= 1):

@@ -1,4 +1,5 @@
-"""The exact engine for auroc and average_precision: one sort of values that carry their label.
+"""The exact engine for auroc, average_precision and presence_locations: one sort of values that
+carry their label.
 
 The bits of floats >= 0 are in the order of the floats, and their sign bit is free. Shifted by one,
 with the label as the lowest bit, they sort as 32-bit integers, which is twice as fast as 64-bit
@@ -26,7 +27,8 @@ Ints = NDArray[np.int64]
 
 
 class RankingEngine(FoldwiseEngine):
-    """Engine for auroc and average_precision, mean over the outputs that are defined in a fold."""
+    """Engine for metrics that are, in each fold, a weighted sum of the outputs' aurocs or average
+    precisions."""
 
     def __init__(
         self,
@@ -36,23 +38,21 @@ class RankingEngine(FoldwiseEngine):
         fold_N: NDArray[np.int64],
     ) -> None:
         super().__init__(len(preds_MTN), int(fold_N.max()) + 1)
-        self._score = _auroc if metric.name == "auroc" else _average_precision
+        self._score = _average_precision if metric.name == "average_precision" else _auroc
         self._preds_MTN = [np.asarray(pred_TN) for pred_TN in preds_MTN]
         self._order_N = np.argsort(fold_N, kind="stable")
         ends_K = np.cumsum(np.bincount(fold_N)).tolist()
         self._rows_K = [slice(a, b) for a, b in zip([0, *ends_K[:-1]], ends_K, strict=True)]
         self._label_TN = (true_TN == 1).astype(np.uint32)[:, self._order_N]
-        sums = [self._label_TN[:, rows].sum(axis=1, dtype=np.int64) for rows in self._rows_K]
-        positives_KT, size_K = np.stack(sums), np.bincount(fold_N)
-        self._defined_KT = positives_KT > 0
-        if metric.name == "auroc":
-            self._defined_KT &= positives_KT < size_K[:, None]
-        if not self._defined_KT.any(axis=1).all():
-            fold = int(np.flatnonzero(~self._defined_KT.any(axis=1))[0])
+        self._weight_KT = np.stack(
+            [metric.weights(true_TN[:, fold_N == k]) for k in range(self.folds)]
+        )
+        if void := np.flatnonzero(~self._weight_KT.any(axis=1)).tolist():
             raise ValueError(
-                f"{metric.name} is undefined in fold {fold}: no output has the labels that it "
-                "needs; use fewer folds"
+                f"{metric.name} is undefined in fold {void[0]}: there {metric.void}; "
+                "use fewer folds"
             )
+        self._outputs = np.flatnonzero(self._weight_KT.any(axis=0)).tolist()  # that count at all
         self._kept_TMN: NDArray[np.float32] | None = None
         if self.members * true_TN.size * 4 <= _KEPT_BYTES:
             outputs, rows = true_TN.shape
@@ -77,28 +77,28 @@ class RankingEngine(FoldwiseEngine):
         def scores(output: int) -> Floats:
             return self._scores(output, (self._sum(output, weights_M) / total)[None])
 
-        outputs = range(len(self._label_TN))
-        return self._mean(np.stack(each(scores, outputs)))[:, 0]
+        return np.sum(each(scores, self._outputs), axis=0)[:, 0]
 
     def fold_steps(self, counts_M: NDArray[np.int64]) -> Floats:
         total = float(np.sum(counts_M)) + 1
-        outputs, rows = self._label_TN.shape
-        sums_TN = each(lambda output: self._sum(output, counts_M), range(outputs))
+        rows, outputs = self._label_TN.shape[1], len(self._outputs)
+        found = each(lambda output: self._sum(output, counts_M), self._outputs)
+        sums = dict(zip(self._outputs, found, strict=True))
         # At least two blocks for a thread, so that none waits long for the last.
         step = max(1, min(_BLOCK // rows, self.members * outputs // (2 * workers())))
         blocks = [range(m, min(m + step, self.members)) for m in range(0, self.members, step)]
-        items = [(output, members) for output in range(outputs) for members in blocks]
+        items = [(output, members) for output in self._outputs for members in blocks]
 
         def scores(item: tuple[int, range]) -> Floats:
             output, members = item
-            mean_BN = self._block(output, members) + sums_TN[output]
+            mean_BN = self._block(output, members) + sums[output]
             mean_BN /= total
             return self._scores(output, mean_BN)
 
-        scores_TKM = np.empty((outputs, self.folds, self.members))
-        for (output, members), scores_KB in zip(items, each(scores, items), strict=True):
-            scores_TKM[output, :, members.start : members.stop] = scores_KB
-        return self._mean(scores_TKM)
+        scores_KM = np.zeros((self.folds, self.members))
+        for (_, members), scores_KB in zip(items, each(scores, items), strict=True):
+            scores_KM[:, members.start : members.stop] += scores_KB
+        return scores_KM
 
     def _sum(self, output: int, weights_M: NDArray) -> Floats:
         sum_N = np.zeros(self._label_TN.shape[1])
@@ -107,18 +107,14 @@ class RankingEngine(FoldwiseEngine):
             sum_N += np.float64(weights_M[member]) * pred_N
         return sum_N
 
-    def _mean(self, scores_TKM: Floats) -> Floats:
-        """(K, M) mean over the outputs that count in the fold; the others hold 0."""
-        return scores_TKM.sum(axis=0) / self._defined_KT.sum(axis=1)[:, None]
-
     def _scores(self, output: int, mean_BN: Floats) -> Floats:
-        """(K, B) score of one output on each fold, 0 where it is undefined."""
+        """(K, B) what one output brings to the score of each fold."""
         keys_BN = _keys(mean_BN.astype(np.float32), self._label_TN[output], self._unsigned)
         scores_KB = np.zeros((self.folds, len(mean_BN)))
-        for fold in np.flatnonzero(self._defined_KT[:, output]).tolist():
+        for fold in np.flatnonzero(self._weight_KT[:, output]).tolist():
             sorted_BN = keys_BN[:, self._rows_K[fold]]
             sorted_BN.sort(axis=1)
-            scores_KB[fold] = self._score(sorted_BN)
+            scores_KB[fold] = self._weight_KT[fold, output] * self._score(sorted_BN)
         return scores_KB
 
 

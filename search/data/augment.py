@@ -1,24 +1,27 @@
 """Augmentation of whole batches on their device, drawn anew for every sample.
 
-Letters: B batch, C channels, H height, W width, P = H*W. What is random is drawn on the CPU, as a
-few numbers per sample, so that runs agree between devices and no step waits for the host.
+Letters: R rows of a batch, V views of a row, B = R*V images, C channels, H height, W width,
+P = H*W. What is random is drawn on the CPU, as a few numbers per row, so that runs agree between
+devices and no step waits for the host. All views of a row share their numbers, since information
+lies between them; only which views are blanked is drawn for each.
 
-Order: flips and quarter turns, affine, crop, brightness, contrast, saturation, hue. Flips, turns,
-affine and crop are one map of coordinates, so at most one interpolation. Brightness, contrast and
-saturation are, given an image's grey mean, one affine map of its RGB values: one small matrix
-product, clipped to [0, 1] once at the end, where torchvision clips after each of the three. The
-two agree wherever nothing is clipped in between; ours keeps what a later factor brings back.
+Order: mirror, flips and quarter turns, affine, crop, stains, brightness, contrast, saturation, hue.
+Flips, turns, affine and crop are one map of coordinates, so at most one interpolation. Brightness,
+contrast and saturation are, given an image's grey mean, one affine map of its RGB values: one small
+matrix product, clipped to [0, 1] once at the end, where torchvision clips after each of the three.
+The two agree wherever nothing is clipped in between; ours keeps what a later factor brings back.
+Stains, saturation and hue are of RGB images, and left out for any other number of channels.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from search.data.stain import hed_jitter, hed_map
 from spaces.recipe import Augment
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, the digits that torchvision uses
@@ -30,10 +33,14 @@ ASPECT = 4 / 3  # widest side ratio of a random crop, as in torchvision's Random
 class Draws:
     """The random numbers of one batch; None: that kind is off."""
 
+    # bool: rows whose views and targets change sides; the two below hold what it does to pixels
+    mirror_R: Tensor | None = None
     dihedral_B: Tensor | None = None  # int64, which of the 8
     warp_B23: Tensor | None = None  # output -> source coordinates, flips and turns included
+    hed_B34: Tensor | None = None  # affine map of optical densities
     colour_B3: Tensor | None = None  # factors of brightness, contrast, saturation
     hue_B: Tensor | None = None  # turns of the colour circle
+    keep_B: Tensor | None = None  # bool: views that are not blanked
 
     def to(self, device: torch.device) -> "Draws":
         """The same on `device`, without waiting for it."""
@@ -48,44 +55,67 @@ def to_async(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def draw(augment: Augment, batch: int, generator: torch.Generator) -> Draws:
-    """Random numbers for `batch` samples, on the CPU; the generator lives there too."""
+def draw(augment: Augment, rows: int, generator: torch.Generator, views: int = 1) -> Draws:
+    """Random numbers for `rows` of `views` images each, on the CPU; the generator lives there."""
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator) * 2 - 1
 
-    dihedral_B = warp_B23 = colour_B3 = hue_B = None
+    def per_image(values_R: Tensor | None) -> Tensor | None:
+        return values_R if values_R is None or views == 1 else values_R.repeat_interleave(views, 0)
+
+    mirror_R = dihedral_R = warp_R23 = hed_R34 = colour_R3 = hue_R = keep_B = None
     if augment.flip or augment.rot90:
         options = range(8) if augment.flip and augment.rot90 else FLIPS if augment.flip else TURNS
-        choice_B = torch.randint(len(options), (batch,), generator=generator)
-        dihedral_B = torch.tensor(options)[choice_B]
+        choice_R = torch.randint(len(options), (rows,), generator=generator)
+        dihedral_R = torch.tensor(options)[choice_R]
+    if augment.mirror:
+        mirror_R = torch.rand(rows, generator=generator) < 0.5
+        still_R = torch.zeros(rows, dtype=torch.int64)
+        dihedral_R = _mirrored(still_R if dihedral_R is None else dihedral_R, mirror_R)
     if augment.rotate or augment.scale or augment.shift or augment.crop < 1:
-        warp_B23 = affine_matrix(
-            uniform(batch) * augment.rotate,
-            uniform(batch, 2) * augment.shift,
-            1 + uniform(batch) * augment.scale,
+        warp_R23 = affine_matrix(
+            uniform(rows) * augment.rotate,
+            uniform(rows, 2) * augment.shift,
+            1 + uniform(rows) * augment.scale,
         )
         if augment.crop < 1:
-            warp_B23 = compose(warp_B23, _crop_matrix(batch, augment.crop, generator))
-        if dihedral_B is not None:
-            warp_B23 = compose(_dihedral_matrix(dihedral_B), warp_B23)
-            dihedral_B = None
+            warp_R23 = compose(warp_R23, _crop_matrix(rows, augment.crop, generator))
+        if dihedral_R is not None:
+            warp_R23 = compose(_dihedral_matrix(dihedral_R), warp_R23)
+            dihedral_R = None
+    if augment.hed:
+        factor_R3 = 1 + uniform(rows, 3) * augment.hed
+        hed_R34 = hed_map(factor_R3, uniform(rows, 3) * augment.hed)
     if augment.brightness or augment.contrast or augment.saturation:
         widths = torch.tensor((augment.brightness, augment.contrast, augment.saturation))
-        colour_B3 = 1 + uniform(batch, 3) * widths
+        colour_R3 = 1 + uniform(rows, 3) * widths
     if augment.hue:
-        hue_B = uniform(batch) * augment.hue
-    return Draws(dihedral_B=dihedral_B, warp_B23=warp_B23, colour_B3=colour_B3, hue_B=hue_B)
+        hue_R = uniform(rows) * augment.hue
+    if augment.view_drop and views > 1:
+        luck_RV = torch.rand(rows, views, generator=generator)
+        luckiest_RV = luck_RV == luck_RV.amax(1, keepdim=True)
+        keep_B = ((luck_RV >= augment.view_drop) | luckiest_RV).flatten()
+    return Draws(
+        mirror_R=mirror_R, dihedral_B=per_image(dihedral_R), warp_B23=per_image(warp_R23),
+        hed_B34=per_image(hed_R34), colour_B3=per_image(colour_R3), hue_B=per_image(hue_R),
+        keep_B=keep_B,
+    )  # fmt: skip
 
 
 def augment_batch(images_BCHW: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
-    """Augment float images in [0, 1]: all that `augment` asks for but mixup."""
+    """Augment float images in [0, 1], one per row: all that `augment` asks of a row's pixels."""
     draws = draw(augment, len(images_BCHW), generator).to(images_BCHW.device)
     if draws.dihedral_B is not None:
         images_BHWC = images_BCHW.permute(0, 2, 3, 1)
         images_BCHW = dihedral_each(images_BHWC, draws.dihedral_B).permute(0, 3, 1, 2)
     if draws.warp_B23 is not None:
         images_BCHW = warp(images_BCHW, draws.warp_B23, images_BCHW.shape[-1])
+    if images_BCHW.shape[1] != 3:
+        factors_B3 = draws.colour_B3
+        return images_BCHW if factors_B3 is None else brighten(images_BCHW, factors_B3)
+    if draws.hed_B34 is not None:
+        images_BCHW = hed_jitter(images_BCHW, draws.hed_B34)
     if draws.colour_B3 is not None:
         images_BCHW = colour(images_BCHW, *draws.colour_B3.unbind(1))
     if draws.hue_B is not None:
@@ -117,6 +147,12 @@ def dihedral_each(images_BHWC: Tensor, k_B: Tensor) -> Tensor:
     column_BW = torch.where(transposed_B1, column_BW * side, column_BW)
     pixels = (row_BH[:, :, None] + column_BW[:, None, :]).reshape(-1)
     return images_BHWC.reshape(-1, channels).index_select(0, pixels).view(images_BHWC.shape)
+
+
+def _mirrored(k_R: Tensor, mirror_R: Tensor) -> Tensor:
+    """The positions that images take which are flipped left-right first, where `mirror` says so;
+    after a transpose that is a flip top-bottom."""
+    return torch.where(mirror_R, k_R ^ torch.where((k_R & 4) > 0, 2, 1), k_R)
 
 
 # --- maps of coordinates: (x, y) in [-1, 1], from an output pixel to where it is read
@@ -209,6 +245,15 @@ def colour(
     return out_BCP.view(images_BCHW.shape)
 
 
+def brighten(images_BCHW: Tensor, factors_B3: Tensor, white: float = 1.0) -> Tensor:
+    """Images of any channels in [0, white], changed in brightness, then contrast about the mean of
+    all channels, clipped once; the third factor, of saturation, is not used."""
+    brightness_B, contrast_B, _ = factors_B3.unbind(1)
+    constant_B = (1 - contrast_B) * brightness_B * images_BCHW.mean((1, 2, 3))
+    factor_B111 = (contrast_B * brightness_B)[:, None, None, None]
+    return (images_BCHW * factor_B111).add_(constant_B[:, None, None, None]).clamp_(0, white)
+
+
 def hue(images_BCHW: Tensor, shift_B: Tensor) -> Tensor:
     """Images in [0, 1] with each pixel's hue shifted by a fraction of the colour circle."""
     red, green, blue = images_BCHW.unbind(1)
@@ -228,23 +273,3 @@ def _channel(sixth: Tensor, value: Tensor, chroma: Tensor) -> Tensor:
     """One of R, G, B from hue (in sixths of the circle, plus the channel's 5, 3 or 1)."""
     sixth = sixth.remainder(6)
     return value - chroma * torch.minimum(sixth, 4 - sixth).clamp(0, 1)
-
-
-# --- pairs of samples
-
-
-def mixup(
-    images_BCHW: Tensor, targets_BT: Tensor, alpha: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Each sample mixed with its neighbour in the (shuffled) batch, the share drawn per sample
-    from Beta(alpha, alpha); 0 changes nothing. Zhang et al. 2018."""
-    if not alpha:
-        return images_BCHW, targets_BT
-    # torch samples no Beta from a generator of its own, so numpy is seeded by ours.
-    seed = int(torch.randint(2**62, (), generator=generator))
-    share = np.random.default_rng(seed).beta(alpha, alpha, len(images_BCHW))
-    share_B = to_async(torch.from_numpy(share).float(), images_BCHW.device)
-    images_BHWC = images_BCHW.permute(0, 2, 3, 1)
-    mixed_BHWC = torch.lerp(images_BHWC, images_BHWC.roll(1, 0), share_B[:, None, None, None])
-    mixed_BT = torch.lerp(targets_BT, targets_BT.roll(1, 0), share_B[:, None])
-    return mixed_BHWC.permute(0, 3, 1, 2), mixed_BT

@@ -1,6 +1,7 @@
 """Batches: rows of an image store as normalised, augmented batches on the device.
 
-Letters: N store rows, B batch, T outputs, C channels, H height, W width.
+Letters: N rows, V views of a row, R rows of a batch, B = R*V its images, T outputs, C channels,
+H height, W width. A store holds N*V images, those of row r at r*V .. r*V + V-1.
 """
 
 import warnings
@@ -11,10 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from search.data.augment import Draws, colour, dihedral_each, draw, hue, mixup, to_async, warp
+from search.data.augment import Draws, brighten, colour, dihedral_each, draw, hue, to_async, warp
+from search.data.pairs import mix
+from search.data.stain import hed_jitter, normalise_stain
 from spaces.recipe import Augment
 
 WHITE = 255.0  # a store's brightest value
+STEP = 1 / WHITE  # least deviation that pixels are divided by: one grey level
+STATISTICS = 512  # images that a fold's statistics are taken from, at most
+BLOCK = 64  # images of them held as numbers at a time
 
 
 def as_tensor(images_NHWC: np.ndarray) -> Tensor:
@@ -35,12 +41,36 @@ def to_device(
     return as_tensor(images_NHWC).to(device)
 
 
+def channel_statistics(
+    images_NHWC: np.ndarray | Tensor, rows: np.ndarray, views: int, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation in [0, 1] of the first `channels` over all pixels of the rows' images, or
+    of STATISTICS images evenly spread among them; the same numbers on every device."""
+    images_NHWC = images_NHWC if isinstance(images_NHWC, Tensor) else as_tensor(images_NHWC)
+    index = (np.asarray(rows, dtype=np.int64)[:, None] * views + np.arange(views)).ravel()
+    taken = np.linspace(0, len(index) - 1, min(len(index), STATISTICS)).round().astype(np.int64)
+    first, second = torch.zeros(2, channels, dtype=torch.int64)
+    for part in torch.from_numpy(index[taken]).to(images_NHWC.device).split(BLOCK):
+        pixels_BHWC = images_NHWC.index_select(0, part)[..., :channels].to(torch.int32)
+        first += pixels_BHWC.sum((0, 1, 2)).cpu()  # sums of whole numbers are exact
+        second += pixels_BHWC.square().sum((0, 1, 2)).cpu()
+    count = len(taken) * images_NHWC.shape[1] * images_NHWC.shape[2]
+    mean = first.double() / count
+    std = (second.double() / count - mean.square()).clamp(min=0).sqrt()
+    return tuple((mean / WHITE).tolist()), tuple((std / WHITE).clamp(min=STEP).tolist())
+
+
 class Batches:
     """Some rows of a store with their targets.
 
-    `images_NHWC` is uint8, a memory map or what `to_device` made of it; `targets_NT` float32 and
-    `rows` index the same N. Images are square; they are resized on the device when `image_size`
-    is not the store's, antialiased when it is smaller.
+    `images_NHWC` is uint8, a memory map or what `to_device` made of it; `targets_NT` float32, and
+    `rows` index it. Images are square; they are resized on the device when `image_size` is not the
+    store's, antialiased when it is smaller. The first `channels` of the store's are read.
+
+    `normalise` "image" takes each image's own mean and deviation per channel in place of `mean`
+    and `std`; every other word uses those. `stain` other than "none" needs RGB. `mirror_views` and
+    `mirror_targets` say which view, and which target, of a row takes the place of each when left
+    and right change; None: each keeps its own. `weights_N` are the rows' chances to be drawn.
     """
 
     def __init__(
@@ -52,6 +82,14 @@ class Batches:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device | str,
+        *,
+        views: int = 1,
+        channels: int = 3,
+        normalise: str = "imagenet",
+        stain: str = "none",
+        mirror_views: Sequence[int] | None = None,
+        mirror_targets: Sequence[int] | None = None,
+        weights_N: np.ndarray | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.images_NHWC = (
@@ -59,13 +97,33 @@ class Batches:
         )
         self.targets_NT = targets_NT.to(self.device)
         self.rows = torch.from_numpy(np.array(rows, dtype=np.int64))
-        self.image_size = image_size
+        self.image_size, self.views, self.channels = image_size, views, channels
+        self.stain, self.own_statistics = stain, normalise == "image"
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        if self.own_statistics:
+            self.mean, self.std = (0.0,) * channels, (1.0,) * channels
+        self._check()
+        self._mirror_views = None if mirror_views is None else _swaps(mirror_views, views, "view")
+        self._mirror_targets = None
+        if mirror_targets is not None and targets_NT.ndim == 2:  # else rows are only predicted
+            places_T = _swaps(mirror_targets, targets_NT.shape[1], "target")
+            self._mirror_targets = places_T.to(self.device)
+        self._weights_N = _weights(weights_N, len(self.rows))
         # One row of pixels wide: an inner dimension of 3 would keep the CPU from vectorising.
         gain = 1 / torch.tensor(self.std, dtype=torch.float64)
         offset = -torch.tensor(self.mean, dtype=torch.float64) * gain
         self._gain = gain.float().repeat(image_size).to(self.device)
         self._offset = offset.float().repeat(image_size).to(self.device)
+
+    def _check(self) -> None:
+        stored = self.images_NHWC.shape[3]
+        if self.channels > stored:
+            raise ValueError(f"channels is {self.channels}; the stored images have {stored}")
+        if not len(self.mean) == len(self.std) == self.channels:
+            given = f"{len(self.mean)} means and {len(self.std)} deviations"
+            raise ValueError(f"{given} are given for {self.channels} channels")
+        if self.stain != "none" and self.channels != 3:
+            raise ValueError(f"stain is {self.stain!r}; {self.channels} channels are not RGB")
 
     def epoch(
         self,
@@ -74,48 +132,94 @@ class Batches:
         generator: torch.Generator,
         drop_last: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches (images_BCHW normalised float32 channels_last, targets_BT), augmented
-        and, where `augment` says so, mixed up. The CPU generator alone decides them.
+        """Shuffled batches of `batch_size` rows: images_BCHW normalised float32 channels_last, the
+        views of a row one after another, and targets_RT; augmented and, where `augment` says so,
+        mixed in pairs. The CPU generator alone decides them.
 
         A last batch of one sample is left out, since batch norm cannot train on it; another
-        sample will be the last next time. Rows fewer than `batch_size` make one batch.
+        sample will be the last next time. Rows fewer than `batch_size` make one batch. With
+        weights as many rows are drawn as there are, and put back each time.
         """
-        order = self.rows[torch.randperm(len(self.rows), generator=generator)]
+        if augment.mirror and self._mirror_views is None and self._mirror_targets is None:
+            raise ValueError("mirror is on, but nothing says which views or targets change places")
+        order = self.rows[self._shuffle(generator)]
         for cut in _cuts(len(order), batch_size, drop_last):
-            rows, pixels_BHWC = self._read(order[cut])
-            draws = draw(augment, len(rows), generator).to(self.device)
+            part = order[cut]
+            draws = draw(augment, len(part), generator, self.views)
+            pixels_BHWC = self._read(self._images(part, draws.mirror_R))
+            rows, draws = to_async(part, self.device), draws.to(self.device)
+            targets_RT = self._targets(rows, draws.mirror_R)
             images_BCHW = self._prepare(pixels_BHWC, draws)
-            targets_BT = self.targets_NT.index_select(0, rows)
-            yield mixup(images_BCHW, targets_BT, augment.mixup, generator)
+            yield mix(images_BCHW, targets_RT, augment, generator, self.views)
 
     def ordered(self, batch_size: int) -> Iterator[Tensor]:
-        """Batches images_BCHW without augmentation, in the order of `rows`, none left out."""
+        """The images_BCHW of `batch_size` rows at a time, without augmentation, in the order of
+        `rows`, none left out."""
         for part in self.rows.split(batch_size):
-            yield self._prepare(self._read(part)[1], Draws())
+            yield self._prepare(self._read(self._images(part)), Draws())
 
-    def _read(self, part: Tensor) -> tuple[Tensor, Tensor]:
-        """`part` of the rows and their uint8 pixels_BHWC, both on the device.
+    def _shuffle(self, generator: torch.Generator) -> Tensor:
+        count = len(self.rows)
+        if self._weights_N is None:
+            return torch.randperm(count, generator=generator)
+        return torch.multinomial(self._weights_N, count, replacement=True, generator=generator)
+
+    def _images(self, part: Tensor, mirror_R: Tensor | None = None) -> Tensor:
+        """Where the store holds the views of `part` of the rows, on the CPU."""
+        if self.views == 1:
+            return part
+        view_V = torch.arange(self.views)
+        if mirror_R is not None and self._mirror_views is not None:
+            view_V = torch.where(mirror_R[:, None], self._mirror_views, view_V)
+        return (part[:, None] * self.views + view_V).flatten()
+
+    def _targets(self, rows: Tensor, mirror_R: Tensor | None) -> Tensor:
+        targets_RT = self.targets_NT.index_select(0, rows)
+        if mirror_R is None or self._mirror_targets is None:
+            return targets_RT
+        mirrored_RT = targets_RT.index_select(1, self._mirror_targets)
+        return torch.where(mirror_R[:, None], mirrored_RT, targets_RT)
+
+    def _read(self, images: Tensor) -> Tensor:
+        """Those images' uint8 pixels_BHWC on the device.
 
         The steps that use them are only queued on a GPU, so the host reads a batch while the
         device still works on the one before.
         """
-        rows = to_async(part, self.device)
         if self.images_NHWC.device.type == self.device.type:
-            return rows, self.images_NHWC.index_select(0, rows)
-        shape = (len(part), *self.images_NHWC.shape[1:])
-        pinned = self.device.type == "cuda"
-        pixels_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        torch.index_select(self.images_NHWC, 0, part, out=pixels_BHWC)
-        return rows, pixels_BHWC.to(self.device, non_blocking=pinned)
+            pixels_BHWC = self.images_NHWC.index_select(0, to_async(images, self.device))
+        else:
+            shape = (len(images), *self.images_NHWC.shape[1:])
+            pinned = self.device.type == "cuda"
+            pixels_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+            torch.index_select(self.images_NHWC, 0, images, out=pixels_BHWC)
+            pixels_BHWC = pixels_BHWC.to(self.device, non_blocking=pinned)
+        return pixels_BHWC[..., : self.channels].contiguous()
 
     def _prepare(self, pixels_BHWC: Tensor, draws: Draws) -> Tensor:
         """Normalised float32 channels_last images_BCHW of uint8 pixels."""
         side, size = pixels_BHWC.shape[1], self.image_size
-        if size < side or (size > side and draws.warp_B23 is None):
+        if size < side:
+            pixels_BHWC = resize(pixels_BHWC, size)
+        if self.stain != "none":
+            pixels_BHWC = normalise_stain(pixels_BHWC, self.stain)
+        if size > side and draws.warp_B23 is None:
             pixels_BHWC = resize(pixels_BHWC, size)
         if draws.dihedral_B is not None:
             pixels_BHWC = dihedral_each(pixels_BHWC, draws.dihedral_B)
-        if draws.warp_B23 is None and draws.colour_B3 is None and draws.hue_B is None:
+        images_BCHW = self._coloured(pixels_BHWC, draws)
+        if self.own_statistics:
+            images_BCHW = standardise(images_BCHW)
+        if draws.keep_B is not None:
+            images_BCHW *= draws.keep_B[:, None, None, None]
+        return images_BCHW
+
+    def _coloured(self, pixels_BHWC: Tensor, draws: Draws) -> Tensor:
+        """The pixels warped, changed in colour and normalised by `mean` and `std`."""
+        rgb = self.channels == 3
+        hed_B34, hue_B = (draws.hed_B34, draws.hue_B) if rgb else (None, None)
+        factors_B3 = draws.colour_B3
+        if draws.warp_B23 is None and factors_B3 is None and hed_B34 is None and hue_B is None:
             return self._normalise(pixels_BHWC.float())
         # Planes: the matrix product and the interpolation take a CPU a fraction of the time that
         # they take on interleaved channels.
@@ -123,16 +227,22 @@ class Batches:
             torch.float32, memory_format=torch.contiguous_format
         )
         if draws.warp_B23 is not None:  # enlarges in the same interpolation
-            images_BCHW = warp(images_BCHW, draws.warp_B23, size)
-        factors = None if draws.colour_B3 is None else draws.colour_B3.unbind(1)
-        if draws.hue_B is not None:
-            images_BCHW = (
-                colour(images_BCHW, *factors, white=WHITE) if factors else images_BCHW / WHITE
-            )
-            images_BCHW = hue(images_BCHW, draws.hue_B) * WHITE
-        elif factors:
+            images_BCHW = warp(images_BCHW, draws.warp_B23, self.image_size)
+        if hed_B34 is not None:
+            images_BCHW = hed_jitter(images_BCHW, hed_B34, WHITE)
+        if factors_B3 is not None and not rgb:
+            images_BCHW = brighten(images_BCHW, factors_B3, WHITE)
+        elif factors_B3 is not None and hue_B is None:
+            factors = factors_B3.unbind(1)
             images_BCHW = colour(images_BCHW, *factors, white=WHITE, mean=self.mean, std=self.std)
             return images_BCHW.contiguous(memory_format=torch.channels_last)
+        if hue_B is not None:
+            images_BCHW = (
+                images_BCHW / WHITE
+                if factors_B3 is None
+                else colour(images_BCHW, *factors_B3.unbind(1), white=WHITE)
+            )
+            images_BCHW = hue(images_BCHW, hue_B) * WHITE
         return self._normalise(images_BCHW.permute(0, 2, 3, 1).contiguous())
 
     def _normalise(self, values_BHWC: Tensor) -> Tensor:
@@ -141,6 +251,13 @@ class Batches:
         lines = values_BHWC.view(batch, height, width * channels)
         torch.addcmul(self._offset, lines, self._gain, value=1 / WHITE, out=lines)
         return values_BHWC.permute(0, 3, 1, 2)
+
+
+def standardise(images_BCHW: Tensor) -> Tensor:
+    """Images in [0, 1] with mean 0 and deviation 1 in each channel, in place; where they deviate
+    by less than a grey level, that much divides them."""
+    var_BC11, mean_BC11 = torch.var_mean(images_BCHW, (2, 3), correction=0, keepdim=True)
+    return images_BCHW.sub_(mean_BC11).mul_(var_BC11.clamp_(min=STEP**2).rsqrt_())
 
 
 def resize(pixels_BHWC: Tensor, size: int) -> Tensor:
@@ -162,3 +279,23 @@ def _cuts(rows: int, batch_size: int, drop_last: bool) -> list[slice]:
     if len(cuts) > 1 and (rest == 1 or (drop_last and rest)):
         cuts.pop()
     return cuts
+
+
+def _swaps(places: Sequence[int], count: int, noun: str) -> Tensor:
+    """The permutation of `count` views or targets, checked to be its own inverse."""
+    given = list(places)
+    if sorted(given) != list(range(count)) or any(given[given[i]] != i for i in range(count)):
+        raise ValueError(f"{noun}s change places as {given}; each of {count} must swap or stay")
+    return torch.tensor(given)
+
+
+def _weights(weights_N: np.ndarray | None, rows: int) -> Tensor | None:
+    """Chances of the rows, checked."""
+    if weights_N is None:
+        return None
+    weights = np.asarray(weights_N, dtype=np.float64)
+    if weights.shape != (rows,) or not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError(f"weights of shape {weights.shape} must be {rows} finite numbers >= 0")
+    if not weights.any():
+        raise ValueError("all sampling weights are 0; one at least must be positive")
+    return torch.from_numpy(weights)

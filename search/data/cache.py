@@ -1,6 +1,6 @@
 """The image store: every image decoded once into a memory-mapped file that all workers share.
 
-Shapes: N images, H = W = size pixels, C = 3 colours.
+Shapes: N images, H = W = size pixels, C channels: 3 colours, or one per file of an image.
 """
 
 import errno
@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from search.data.decode import UnreadableImage, check_header, decode
+from search.data.decode import Clean, UnreadableImage, check_header, decode_image
 from search.data.disk import need_space
 from search.run_folder import read_json, write_json
 from spaces.errors import UserError
 
-VERSION = 1  # raise it when decode.py gives other pixels, so that old stores are left alone
+VERSION = 2  # raise it when decode.py gives other pixels, so that old stores are left alone
 _CHUNK = 16  # images per piece of work
 _SHOWN = 50  # faults told one by one
 
@@ -31,15 +31,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Store:
-    """Decoded images, read-only; row i is the i-th path that was asked for."""
+    """Decoded images, read-only; row i is the i-th image that was asked for."""
 
-    images_NHWC: np.memmap  # uint8 (N, size, size, 3)
+    images_NHWC: np.memmap  # uint8 (N, size, size, C)
     folder: Path
     key: str
 
     @property
     def size(self) -> int:
         return int(self.images_NHWC.shape[1])
+
+    @property
+    def channels(self) -> int:
+        return int(self.images_NHWC.shape[3])
 
 
 def default_cache() -> Path:
@@ -50,29 +54,36 @@ def default_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "rungfold"
 
 
-def store_bytes(count: int, size: int) -> int:
+def store_bytes(count: int, size: int, channels: int = 3) -> int:
     """Bytes on disk of a store of `count` images."""
-    return count * size * size * 3 + 4096
+    return count * size * size * channels + 4096
 
 
 def open_store(
     root: Path,
-    paths: Sequence[str],
+    files: Sequence[tuple[str, ...]],
     size: int,
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
+    *,
+    clean: Clean | None = None,
+    clean_key: str = "",
 ) -> Store:
-    """The store of the images `paths` (relative to `root`) at `size` x `size` pixels.
+    """The store of images at `size` x `size` pixels; `files` (relative to `root`) are each image's
+    file, or one file per channel, as many for each. `clean` changes the pixels first (see
+    `decode_image`), and `clean_key` names what it does.
 
     The first process that asks writes it; others wait for its lock and then map the same file.
     `progress` gets (done, total) in the process that writes. The manifest is written last: a store
     without one is what a killed process left, and is written again. Raises UserError for
     unreadable images, for a file that changes meanwhile, and when the disk has no room.
     """
-    key = _key(root, paths, size)
+    assert (clean is None) == (not clean_key)
+    key = _key(root, files, size, clean_key)
+    shape = (len(files), size, size, _channels(files))
     folder = cache / "store" / key
-    if store := _open(folder, key, len(paths), size):
+    if store := _open(folder, key, shape):
         return store
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f"{key}.lock")
@@ -82,17 +93,23 @@ def open_store(
         log.info("waiting for another process that writes the image store %s", folder)
         lock.acquire()
     try:
-        if store := _open(folder, key, len(paths), size):  # another process was quicker
+        if store := _open(folder, key, shape):  # another process was quicker
             return store
-        _write(root, paths, size, folder, progress, workers or cpus())
-        if _key(root, paths, size) != key:
+        _write(root, files, shape, folder, clean, progress, workers or cpus())
+        if _key(root, files, size, clean_key) != key:
             shutil.rmtree(folder)
             raise UserError(f"images in {root} changed while they were read; start again")
-        manifest = {"version": VERSION, "images": len(paths), "size": size, "root": str(root)}
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / "manifest.json", {
+            "version": VERSION,
+            "images": len(files),
+            "size": size,
+            "channels": shape[-1],
+            "root": str(root),
+            "cleaned": clean_key,
+        })  # fmt: skip
     finally:
         lock.release()
-    store = _open(folder, key, len(paths), size)
+    store = _open(folder, key, shape)
     assert store
     return store
 
@@ -100,7 +117,8 @@ def open_store(
 def load_store(folder: Path) -> Store:
     """The finished store in `folder`, as a worker maps it. Raises UserError when it is gone."""
     manifest = read_json(folder / "manifest.json")
-    store = _open(folder, folder.name, int(manifest["images"]), int(manifest["size"]))
+    count, size, channels = (int(manifest.get(n, 0)) for n in ("images", "size", "channels"))
+    store = _open(folder, folder.name, (count, size, size, channels))
     if store is None:
         raise UserError(f"{folder} is no whole image store; resume the run to have it rebuilt")
     return store
@@ -108,15 +126,16 @@ def load_store(folder: Path) -> Store:
 
 def check_headers(
     root: Path,
-    paths: Sequence[str],
+    files: Sequence[tuple[str, ...]],
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> None:
-    """A quick look at all images, for those who decode them later, part by part.
+    """A quick look at all files of the images, for those who decode them later, part by part.
 
     Raises UserError naming those that are missing or do not begin like an image.
     """
-    faults = _each(paths, lambda row: check_header(root / paths[row]), root, progress, workers)
+    each = [(path,) for image in files for path in image]
+    faults = _each(each, lambda row: check_header(root / each[row][0]), root, progress, workers)
     if faults:
         raise UserError(_shorten(faults))
 
@@ -126,8 +145,14 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _key(root: Path, paths: Sequence[str], size: int) -> str:
-    """Names the store's content: folder, paths in order, and each file's length and mtime.
+def _channels(files: Sequence[tuple[str, ...]]) -> int:
+    counts = {len(image) for image in files} or {1}
+    assert len(counts) == 1, f"images of {counts} files"
+    return 3 if counts == {1} else counts.pop()
+
+
+def _key(root: Path, files: Sequence[tuple[str, ...]], size: int, clean_key: str) -> str:
+    """Names the store's content: folder, files in order, and each one's length and mtime.
 
     Hashing all bytes would read the whole data set at every start (seconds for gigabytes, minutes
     on a network disk), a stat takes microseconds. Length and mtime in nanoseconds miss a change
@@ -136,22 +161,24 @@ def _key(root: Path, paths: Sequence[str], size: int) -> str:
     the same names and raw TIFFs of one length must not share a store.
     """
     real = os.path.realpath(root)
-    files = []
+    stats: list[list[tuple[str, int, int]]] = []
     missing = []
-    for path in paths:
-        try:
-            stat = os.stat(os.path.join(real, path))
-        except OSError:
-            missing.append(f"{root / path} does not exist; add the image")
-            continue
-        files.append((path, stat.st_size, stat.st_mtime_ns))
+    for image in files:
+        stats.append([])
+        for path in image:
+            try:
+                stat = os.stat(os.path.join(real, path))
+            except OSError:
+                missing.append(f"{root / path} does not exist; add the image")
+                continue
+            stats[-1].append((path, stat.st_size, stat.st_mtime_ns))
     if missing:
         raise UserError(_shorten(missing))
-    text = json.dumps([VERSION, size, real, files])
+    text = json.dumps([VERSION, size, real, clean_key, stats])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _open(folder: Path, key: str, count: int, size: int) -> Store | None:
+def _open(folder: Path, key: str, shape: tuple[int, ...]) -> Store | None:
     """The finished store in `folder`, or None when there is none that is whole."""
     try:
         manifest = read_json(folder / "manifest.json")
@@ -159,20 +186,22 @@ def _open(folder: Path, key: str, count: int, size: int) -> Store | None:
     except (UserError, OSError, ValueError):  # ValueError: shorter than its header says
         return None
     whole = manifest.get("version") == VERSION and images_NHWC.dtype == np.uint8
-    if not whole or images_NHWC.shape != (count, size, size, 3):
+    if not whole or images_NHWC.shape != shape:
         return None
     return Store(images_NHWC=images_NHWC, folder=folder, key=key)
 
 
 def _write(
     root: Path,
-    paths: Sequence[str],
-    size: int,
+    files: Sequence[tuple[str, ...]],
+    shape: tuple[int, int, int, int],
     folder: Path,
+    clean: Clean | None,
     progress: Callable[[int, int], None] | None,
     workers: int,
 ) -> None:
-    """Decode all images into folder/images.npy; leaves nothing behind when it fails.
+    """Decode all images into folder/images.npy, an array of `shape` NHWC; leaves nothing behind
+    when it fails.
 
     Threads, not processes. Measured on two cores, PNG tiles per second with one thread, two
     threads, two forked and two spawned processes (best of two): 64 px: 5280, 5120, 8930, 5750;
@@ -180,16 +209,15 @@ def _write(
     gain does not pay for forking a process that has CUDA or Ray's threads in it.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    needed = store_bytes(len(paths), size)
-    need_space(folder, needed, f"the image store of {len(paths)} images at {size} px")
+    count, size, _, channels = shape
+    needed = store_bytes(count, size, channels)
+    need_space(folder, needed, f"the image store of {count} images at {size} px")
     folder.mkdir(parents=True)
     temporary, final = folder / "images.partial.npy", folder / "images.npy"
     try:
-        images_NHWC = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.uint8, shape=(len(paths), size, size, 3)
-        )
+        images_NHWC = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         _claim(temporary)
-        faults = _fill(images_NHWC, root, paths, size, progress, workers)
+        faults = _fill(images_NHWC, root, files, clean, progress, workers)
         if faults:
             raise UserError(_shorten(faults))
         images_NHWC.flush()
@@ -219,45 +247,47 @@ def _claim(path: Path) -> None:
 def _fill(
     images_NHWC: np.ndarray,
     root: Path,
-    paths: Sequence[str],
-    size: int,
+    files: Sequence[tuple[str, ...]],
+    clean: Clean | None,
     progress: Callable[[int, int], None] | None,
     workers: int,
 ) -> list[str]:
-    """Decode every path into its row; a fault for each image that could not be read."""
+    """Decode every image into its row; a fault for each that could not be read."""
+    size = images_NHWC.shape[1]
 
     def fill(row: int) -> None:
-        images_NHWC[row] = decode(root / paths[row], size)
+        images_NHWC[row] = decode_image(root, files[row], size, clean)
 
-    return _each(paths, fill, root, progress, workers)
+    return _each(files, fill, root, progress, workers)
 
 
 def _each(
-    paths: Sequence[str],
+    files: Sequence[tuple[str, ...]],
     read: Callable[[int], None],
     root: Path,
     progress: Callable[[int, int], None] | None,
     workers: int | None,
 ) -> list[str]:
-    """Call read(row) for every path, in threads; a fault for each image that could not be read."""
+    """Call read(row) for every image, in threads; a fault for each that could not be read."""
 
     def work(start: int) -> list[str]:
         faults = []
-        for row in range(start, min(start + _CHUNK, len(paths))):
+        for row in range(start, min(start + _CHUNK, len(files))):
             try:
                 read(row)
             except UnreadableImage as error:
-                faults.append(f"{root / paths[row]} is unreadable: {error}; replace it")
+                path = root / (error.file or files[row][0])
+                faults.append(f"{path} is unreadable: {error}; replace it")
         return faults
 
     faults, done = [], 0
     pool = ThreadPoolExecutor(workers or cpus())
     try:
-        for found in pool.map(work, range(0, len(paths), _CHUNK)):
+        for found in pool.map(work, range(0, len(files), _CHUNK)):
             faults += found
-            done = min(done + _CHUNK, len(paths))
+            done = min(done + _CHUNK, len(files))
             if progress:
-                progress(done, len(paths))
+                progress(done, len(files))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
     return faults

@@ -1,62 +1,40 @@
-"""Check a data folder before anything runs: table, images, groups, folds, room on disk; all faults
-in one report.
+"""Check a data folder before anything runs: table, images, duplicates, groups, folds, room on disk;
+all faults in one report.
 
 Shapes: N train rows.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from search.data.cache import cpus
 from search.data.columns import some
-from search.data.decode import ImageFacts, UnreadableImage, facts_of
 from search.data.disk import need_space
-from search.data.folds import check_folds, make_folds, not_targets, read_groups
+from search.data.folds import (
+    check_folds,
+    label_counts,
+    label_faults,
+    label_warnings,
+    make_folds,
+    not_targets,
+    read_groups,
+)
+from search.data.groups import AutoGroups, auto_groups, how_different
+from search.data.images import ImageReport, Progress, check_images
+from search.data.similar import joined_groups
 from search.data.table import Table, drop, scan
+from search.data.trust import Alike, Kinds, find_alike, image_thumbs, joined_sizes, tell_apart
 from spaces.errors import UserError
-from spaces.layout import Layout
+from spaces.task import Task
 
-__all__ = ["DataReport", "ImageReport", "Need", "check_images", "inspect", "need_space"]
-
-Progress = Callable[[int, int], None]
 Need = tuple[Path, int, str]  # where, bytes, what for: the arguments of need_space
 _SHOWN = 50  # unreadable images told one by one
-_SIZES = 20  # sizes listed in data.json; the rest are counted together
+_GROUPS = 100  # groups listed in data.json
 _DARK = 1 / 8  # of the 16 bit range: no brighter pixel anywhere means fewer bits were used
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageReport:
-    """What is in the image files. Counts are of files; commonest first."""
-
-    count: int
-    sizes: dict[str, int]  # "64x64", width first
-    modes: dict[str, int]  # Pillow's, see ImageFacts
-    formats: dict[str, int]
-    converted: dict[str, int]  # what was done to make 8 bit RGB of them, e.g. "grey"
-    unreadable: dict[str, str]  # path -> reason
-    duplicates: tuple[tuple[str, ...], ...]  # paths of files with the same bytes
-    peak: int | None  # largest value in all 16 bit grey images
-
-    def to_dict(self) -> dict[str, Any]:
-        shown = dict(list(self.sizes.items())[:_SIZES])
-        if rest := self.count - len(self.unreadable) - sum(shown.values()):
-            shown["other"] = rest
-        return {
-            "count": self.count,
-            "sizes": shown,
-            "modes": self.modes,
-            "formats": self.formats,
-            "converted": self.converted,
-            "unreadable": self.unreadable,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,24 +42,29 @@ class Quarantined:
     """A train row that is left out, and why."""
 
     id: str
-    path: str
+    files: tuple[str, ...]
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataReport:
-    """What a data folder holds, after quarantine."""
+    """What a data folder holds, after quarantine, and how its rows are folded."""
 
     table: Table
     images: ImageReport
+    thumbs_IHW3: np.ndarray  # of the table's images, train rows first
     quarantined: tuple[Quarantined, ...]
-    groups: tuple[str, ...] | None  # N; None for auto and none
-    fold_N: np.ndarray | None  # None for auto: then the decoded images decide
+    groups: tuple[str, ...] | None  # N; None: rows are folded one by one
+    auto: AutoGroups | None  # what --groups auto found
+    fold_N: np.ndarray
+    task_type: str
+    alike: Alike
+    kinds: Kinds
     warnings: tuple[str, ...]
 
     @property
     def crossing(self) -> tuple[tuple[str, ...], ...]:
-        """Duplicates with one copy in train and one in test."""
+        """Files with the same bytes, one copy in train and one in test."""
         train, test = set(self.table.paths), set(self.table.test_paths)
         return tuple(
             group
@@ -92,9 +75,18 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for data.json."""
         table = self.table
+        groups = None if self.groups is None else dict(sorted(Counter(self.groups).items()))
+        labels = {}
+        if self.task_type != "regression":
+            labels = label_counts(self.fold_N, table.targets_TN, table.target_names)
+        clusters = []
+        if self.auto is not None and self.auto.labels is not None:
+            clusters = how_different(self.thumbs_IHW3[: len(table.files) : table.views],
+                                     self.auto.labels)  # fmt: skip
         return {
             "root": str(table.root),
             "rows": {"train": len(table.ids), "test": len(table.test_ids)},
+            "views": table.views,
             "targets": {
                 "count": len(table.target_names),
                 "constant": list(table.constant_targets),
@@ -107,33 +99,39 @@ class DataReport:
                 "files": [list(group) for group in self.images.duplicates],
                 "train_and_test": [list(group) for group in self.crossing],
             },
+            "near_duplicates": self.alike.to_dict(table),
+            "told_apart": self.kinds.to_dict(),
             "quarantined": [vars(row) for row in self.quarantined],
-            "groups": None if self.groups is None else dict(sorted(Counter(self.groups).items())),
-            "fold_sizes": None if self.fold_N is None else np.bincount(self.fold_N).tolist(),
+            "groups": groups if groups is None or len(groups) <= _GROUPS else len(groups),
+            "clusters": clusters,
+            "fold_sizes": np.bincount(self.fold_N).tolist(),
+            "labels_per_fold": labels,
             "warnings": list(self.warnings),
         }
 
 
 def inspect(
-    layout: Layout,
+    task: Task,
     root: Path,
     *,
     groups: str = "none",
     folds: int | None = None,
     seed: int = 0,
     skip_bad: bool = False,
+    group_duplicates: bool = False,
     needs: Callable[[Table], Sequence[Need]] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> DataReport:
-    """Everything that must hold before a run on the data folder `root` starts.
+    """Everything that must hold before a run on the data folder `root` starts, and its folds.
 
-    `groups` is the value of --groups ("auto" leaves groups and folds to the caller), `needs` tells
-    what will be written where. With `skip_bad`, train rows with unreadable images are left out; an
-    unreadable test image stays a fault, since a submission must have its row. Raises UserError
-    with all faults, of the table and of what could be checked despite them.
+    `groups` is the value of --groups, `needs` tells what will be written where. With `skip_bad`,
+    train rows with unreadable images are left out; an unreadable test image stays a fault, since a
+    submission must have its row. Near duplicates never part: where the user's own groups would part
+    them it is a fault, or with `group_duplicates` these groups become one. Raises UserError with
+    all faults, of the table and of what could be checked despite them.
     """
-    scanned = scan(layout, root, not_targets(groups))
+    scanned = scan(task.layout, root, not_targets(groups), task.task_type)
     faults, table = list(scanned.faults), scanned.table
     if table is None:
         raise UserError(faults)
@@ -141,22 +139,15 @@ def inspect(
     paths = dict.fromkeys(table.paths + table.test_paths)
     images = check_images(root, [p for p in paths if p not in scanned.bad_paths], workers, progress)
     faults += _unreadable_faults(table, images, skip_bad)
-    bad = images.unreadable
-    quarantined = tuple(
-        Quarantined(id=name, path=path, reason=bad[path])
-        for name, path in zip(table.ids, table.paths, strict=True)
-        if path in bad and skip_bad
-    )
+    quarantined = _quarantine(table, images) if skip_bad else ()
     table = drop(table, {row.id for row in quarantined})
     if quarantined and not table.ids:
-        faults.append(f"{root} has no train row with a readable image; give at least one")
-    row_groups: tuple[str, ...] | None = None
-    fold_N: np.ndarray | None = None
+        faults.append(f"{root} has no train row with readable images; give at least one")
+    thumbs = image_thumbs(images.thumbs_FHW3, images.paths, (*table.files, *table.test_files))
+    asked: tuple[str, ...] | None = None
     try:
         if groups not in ("auto", "none"):
-            row_groups = read_groups(groups, table, [row.id for row in quarantined])
-        fold_N = make_folds(table.ids, row_groups, folds, seed)  # for auto: are there rows enough?
-        check_folds(fold_N, row_groups)
+            asked = read_groups(groups, table, [row.id for row in quarantined])
     except UserError as error:
         faults += error.faults
     for where, needed, what in needs(table) if needs else ():
@@ -166,63 +157,61 @@ def inspect(
             faults += error.faults
     if faults:
         raise UserError(faults)
+    alike = find_alike(thumbs, table, task.task_type)
+    if asked is not None and not group_duplicates and (torn := _torn(alike, asked, table)):
+        raise UserError(torn)
+    auto = None
+    if groups == "auto":
+        values_TN = table.targets_TN if task.task_type == "regression" else None
+        auto = auto_groups(thumbs[: len(table.files) : table.views], seed, targets_TN=values_TN)
+        if auto.labels is not None:
+            asked = tuple(f"group {label}" for label in auto.labels.tolist())
+    row_groups = joined_groups(asked, alike.train, len(table.ids)) if alike.train else asked
+    labels_TN = None if task.task_type == "regression" else table.targets_TN
+    fold_N = make_folds(table.ids, row_groups, folds, seed, labels_TN)
+    check_folds(fold_N, row_groups)
+    if labels_TN is not None and (
+        single := label_faults(fold_N, labels_TN, table.target_names, task.task_type)
+    ):
+        raise UserError(single)
     report = DataReport(
         table=table,
         images=images,
+        thumbs_IHW3=thumbs,
         quarantined=quarantined,
         groups=row_groups,
-        fold_N=None if groups == "auto" else fold_N,
+        auto=auto,
+        fold_N=fold_N,
+        task_type=task.task_type,
+        alike=alike,
+        kinds=tell_apart(thumbs, table, fold_N, seed),
         warnings=(),
     )
     return replace(report, warnings=(*table.warnings, *_image_warnings(report)))
 
 
-def check_images(
-    root: Path, paths: Sequence[str], workers: int | None = None, progress: Progress | None = None
-) -> ImageReport:
-    """Read and decode every file fully, in threads (see cache.py for why threads)."""
-
-    def look(path: str) -> tuple[str, ImageFacts | str]:
-        try:
-            data = (root / path).read_bytes()
-        except OSError as error:
-            return "", error.strerror or str(error)
-        try:
-            return hashlib.sha256(data).hexdigest(), facts_of(data)
-        except UnreadableImage as error:
-            return "", str(error)
-
-    found: list[ImageFacts] = []
-    unreadable: dict[str, str] = {}
-    same: dict[str, list[str]] = {}
-    pool = ThreadPoolExecutor(workers or cpus())
-    try:
-        for done, (path, (digest, image)) in enumerate(
-            zip(paths, pool.map(look, paths), strict=True), start=1
-        ):
-            if isinstance(image, str):
-                unreadable[path] = image
-            else:
-                found.append(image)
-                same.setdefault(digest, []).append(path)
-            if progress:
-                progress(done, len(paths))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return ImageReport(
-        count=len(paths),
-        sizes=_counts(f"{image.width}x{image.height}" for image in found),
-        modes=_counts(image.mode for image in found),
-        formats=_counts(image.format for image in found),
-        converted=_counts(step for image in found for step in image.conversions),
-        unreadable=unreadable,
-        duplicates=tuple(tuple(group) for group in same.values() if len(group) > 1),
-        peak=max((image.peak for image in found if image.peak is not None), default=None),
-    )
+def _quarantine(table: Table, images: ImageReport) -> tuple[Quarantined, ...]:
+    """The rows with an image that cannot be read."""
+    found = []
+    for name, row_images in zip(table.ids, table.row_files, strict=True):
+        files = (path for image in row_images for path in image)
+        bad = tuple(path for path in files if path in images.unreadable)
+        if bad:
+            found.append(Quarantined(id=name, files=bad, reason=images.unreadable[bad[0]]))
+    return tuple(found)
 
 
-def _counts(values: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(values).most_common())
+def _torn(alike: Alike, groups: Sequence[str], table: Table) -> list[str]:
+    """A fault when near duplicates lie in different groups, hence perhaps in different folds."""
+    torn = [(i, j) for i, j in alike.train if groups[i] != groups[j]]
+    if not torn:
+        return []
+    names = [f"{table.ids[i]} ({groups[i]}) = {table.ids[j]} ({groups[j]})" for i, j in torn]
+    return [
+        f"{len(torn)} pairs of near duplicates lie in different groups: {some(names)}; a model "
+        "would be scored on images it has seen: mend the groups, or pass --group-duplicates to "
+        "join groups that share an image"
+    ]
 
 
 def _unreadable_faults(table: Table, images: ImageReport, skip_bad: bool) -> list[str]:
@@ -264,7 +253,45 @@ def _image_warnings(report: DataReport) -> list[str]:
     if images.duplicates:
         names = [" = ".join(group[:3]) for group in images.duplicates]
         warnings.append(f"groups of files with the same bytes: {some(names)}")
+    if images.borders:
+        warnings.append(
+            f"{len(images.borders)} images have a border of one colour: "
+            f"{some(list(images.borders))}; --crop-borders crops them"
+        )
+    if images.captions:
+        warnings.append(
+            f"{len(images.captions)} images have captions burnt in: "
+            f"{some(list(images.captions))}; --mask-captions masks them"
+        )
     if report.crossing:
         names = [" = ".join(group[:3]) for group in report.crossing]
         warnings.append(f"the same image is in train and test: {some(names)}")
+    if report.task_type != "regression":
+        warnings += label_warnings(
+            report.fold_N, report.table.targets_TN, report.table.target_names, report.task_type
+        )
+    return [*warnings, *_trust_warnings(report)]
+
+
+def _trust_warnings(report: DataReport) -> list[str]:
+    alike, table, warnings = report.alike, report.table, []
+    if alike.train:
+        names = [f"{table.ids[i]} = {table.ids[j]}" for i, j in alike.train]
+        sizes = joined_sizes(alike, len(table.ids))
+        warnings.append(
+            f"{sum(sizes)} train rows in {len(sizes)} sets of near duplicates, each kept in one "
+            f"fold: {some(names)}"
+        )
+    if alike.conflicts:
+        names = [f"{table.ids[i]} = {table.ids[j]}" for i, j in alike.conflicts]
+        warnings.append(f"near duplicates with different labels: {some(names)}; mend the labels")
+    if alike.crossing:
+        names = [f"{table.ids[i]} = {table.test_ids[j]}" for i, j in alike.crossing]
+        warnings.append(
+            f"{len(alike.crossing)} test rows are near duplicates of train rows: {some(names)}; "
+            "their score would say little about new images"
+        )
+    for apart in (report.kinds.test, report.kinds.folds):
+        if apart is not None and apart.clear:
+            warnings.append(apart.meaning)
     return warnings

@@ -1,6 +1,11 @@
-"""CSV files as columns, every fault told with the file, the column and the first rows."""
+"""Tables in text files as columns, every fault told with the file, the column and the first rows.
+
+A table is a CSV with a header, or, where its columns are named from outside, lines of fields
+separated by blanks.
+"""
 
 import csv
+import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -26,8 +31,22 @@ def repeated(names: Sequence[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
-def read_header(path: Path) -> list[str]:
-    """Column names of the CSV at `path`. Raises UserError when it has none or repeats one."""
+def natural(name: str) -> list[str | int]:
+    """A key that sorts names as people count: 2 before 10."""
+    parts = re.split("([0-9]+)", name)  # every second one is a number
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+def padded(ids: Sequence[str], width: int) -> tuple[str, ...]:
+    """The ids, those of digits filled with zeros to `width`: "7" becomes "0007"."""
+    return tuple(i.zfill(width) if i.isascii() and i.isdigit() else i for i in ids)
+
+
+def read_header(path: Path, columns: Sequence[str] = ()) -> list[str]:
+    """Column names of the table at `path`: its first line, or `columns` where it has no header.
+    Raises UserError when the file is not there, names no columns or repeats one."""
+    if columns and path.is_file():
+        return list(columns)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file), [])
@@ -56,9 +75,13 @@ def need_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> Non
 
 
 def read_frame(
-    path: Path, text: Collection[str], only: Sequence[str] | None = None
+    path: Path,
+    text: Collection[str],
+    only: Sequence[str] | None = None,
+    columns: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The CSV at `path`; the columns `text` (and any that holds a word) as the written text.
+    """The table at `path`; the columns `text` (and any that holds a word) as the written text.
+    With `columns`, a file without a header whose fields are separated by blanks.
 
     pandas' C reader: 6992 rows x 3467 floats (258 MB) took 1.5-2.1 s on two cores, pyarrow's
     4.4 s with its own block size and 1.6-2.7 s with larger ones, at the same 1 GB of memory; the C
@@ -70,6 +93,9 @@ def read_frame(
             warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(
                 path,
+                sep=r"\s+" if columns else ",",
+                header=None if columns else 0,
+                names=list(columns) or None,
                 usecols=None if only is None else list(only),
                 dtype=dict.fromkeys(text, str),
                 keep_default_na=False,  # an id or a group may be called NA
@@ -80,7 +106,8 @@ def read_frame(
     except (ValueError, OSError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} is not readable as CSV ({reason}); lines must have as many fields as the first"
+            f"{path} is not readable as a table ({reason}); all lines must have "
+            + (f"the fields {', '.join(columns)}" if columns else "as many fields as the first")
         ) from None
 
 
@@ -89,10 +116,15 @@ def as_text(column: pd.Series) -> tuple[str, ...]:
 
 
 def as_floats(
-    path: Path, frame: pd.DataFrame, names: Sequence[str], ids: Sequence[str]
+    path: Path,
+    frame: pd.DataFrame,
+    names: Sequence[str],
+    ids: Sequence[str],
+    binary: bool = False,
 ) -> tuple[np.ndarray, list[str]]:
     """The columns `names` as float32 (T, N), and a fault for each one with a value that is no
-    finite float32: its first such rows by id, with what is written there."""
+    finite float32, or with `binary` is neither 0 nor 1: its first such rows by id, with what is
+    written there."""
     values_TN = np.empty((len(names), len(frame)), dtype=np.float32)
     with np.errstate(over="ignore"):  # what overflows float32 becomes Inf, and so a fault
         for row_N, name in zip(values_TN, names, strict=True):
@@ -100,19 +132,20 @@ def as_floats(
             if not pd.api.types.is_numeric_dtype(column) or column.dtype == bool:
                 column = pd.to_numeric(column.astype(str), errors="coerce")
             row_N[:] = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    bad_TN = ~np.isfinite(values_TN)
+    bad_TN = ~(np.isin(values_TN, (0, 1)) if binary else np.isfinite(values_TN))
+    rule = "0 or 1" if binary else "finite numbers"
     bad = np.flatnonzero(bad_TN.any(axis=1)).tolist()
     faults = []
     for t in bad[:_COLUMNS_SHOWN]:
         rows = np.flatnonzero(bad_TN[t]).tolist()
         found = some([f"{ids[row]}: {str(frame[names[t]].iloc[row])!r}" for row in rows])
         faults.append(
-            f"{path} column {names[t]!r} must hold finite numbers, but has {found}; "
+            f"{path} column {names[t]!r} must hold {rule}, but has {found}; "
             "mend the values or remove the rows"
         )
     if len(bad) > _COLUMNS_SHOWN:
         more = some([names[t] for t in bad[_COLUMNS_SHOWN:]])
-        faults.append(f"{path} has more columns with values that are not finite numbers: {more}")
+        faults.append(f"{path} has more columns with values that are not {rule}: {more}")
     return values_TN, faults
 
 

@@ -1,9 +1,10 @@
-"""Image files as RGB arrays: whatever PNG, JPEG or TIFF holds, converted the same way everywhere.
+"""Image files as arrays: whatever PNG, JPEG or TIFF holds, converted the same way everywhere.
 
-Shapes: H, W pixels.
+Shapes: H, W pixels, C channels: the colours of one file, or one grey file each.
 """
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -11,15 +12,24 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from spaces.errors import UserError
+
 FORMATS = ("PNG", "JPEG", "TIFF")
 # What a decoded image may hold at most: Pillow's own limit against decompression bombs. Pillow only
 # warns up to twice this size; here it is refused, since 89 million pixels are no tile.
 MAX_PIXELS = 89_478_485
+# (H, W, C) uint8 -> the same with other pixels: borders cropped, captions blackened, ...
+Clean = Callable[[np.ndarray], np.ndarray]
 _WIDE = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow's modes of 16 bit grey
 
 
 class UnreadableImage(ValueError):
-    """The file is no whole image of a known kind; the message says why."""
+    """The file is no whole image of a known kind; the message says why. `file` is which it is,
+    where an image has several."""
+
+    def __init__(self, reason: str, file: str = "") -> None:
+        super().__init__(reason)
+        self.file = file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +60,9 @@ class ImageFacts:
         return found if found or mode == "RGB" else (mode,)
 
 
-def facts(path: Path) -> ImageFacts:
-    """What the file holds. Decodes it fully, so that a truncated file is noticed.
-
-    Raises UnreadableImage.
-    """
-    return facts_of(_read(path))
-
-
-def facts_of(data: bytes) -> ImageFacts:
-    """As `facts`, for the bytes of a file."""
+def examine(data: bytes) -> tuple[ImageFacts, np.ndarray]:
+    """What the bytes of a file hold, decoded fully, so that a truncated one is noticed; and the
+    image as uint8 RGB (H, W, 3), see `decode`. Raises UnreadableImage."""
     image, found = _open(data)
     if found.mode in _WIDE:
         # A 12 bit camera's picture in a 16 bit file comes out almost black: the report shows it.
@@ -67,8 +70,20 @@ def facts_of(data: bytes) -> ImageFacts:
         low, high = int(values_HW.min()), int(values_HW.max())
         if low < 0 or high > 65535:
             raise UnreadableImage(f"its values span {low} to {high}; save it with 8 or 16 bits")
-        return replace(found, peak=high)
-    return found
+        found = replace(found, peak=high)
+    return found, np.asarray(_converted(image, found.mode, "RGB"))
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, as the file's header tells. Raises UserError."""
+    try:
+        with open(path, "rb") as file:
+            return _identify(file).size
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except UnreadableImage as error:
+        reason = str(error)
+    raise UserError(f"{path} is unreadable: {reason}; replace it")
 
 
 def check_header(path: Path) -> None:
@@ -89,15 +104,62 @@ def decode(path: Path, size: int | None) -> np.ndarray:
     CMYK are resolved. EXIF is ignored: a rotation flag of a camera has no meaning for a tile.
     Raises UnreadableImage.
     """
+    return np.asarray(_squeeze(_load(path, "RGB"), size))
+
+
+def decode_image(
+    root: Path, files: Sequence[str], size: int | None, clean: Clean | None = None
+) -> np.ndarray:
+    """An image as uint8 (H, W, C): its only file as `decode` gives it, or several files as grey
+    channels of one size. `clean` changes the pixels before they are squeezed.
+
+    A coloured file among channels counts by its luminance. Raises UnreadableImage.
+    """
+    images = []
+    for file in files:
+        try:
+            images.append(_load(root / file, "RGB" if len(files) == 1 else "L"))
+        except UnreadableImage as error:
+            raise UnreadableImage(str(error), file) from None
+        if images[-1].size != images[0].size:
+            reason = (
+                f"it has {_side(images[-1])} pixels, but {files[0]} has {_side(images[0])}, and "
+                "the channels of an image must agree"
+            )
+            raise UnreadableImage(reason, file)
+    if clean:
+        image_HWC = clean(np.dstack([np.asarray(image) for image in images]))
+        planes = [image_HWC] if len(files) == 1 else np.moveaxis(image_HWC, 2, 0)
+        images = [Image.fromarray(plane) for plane in planes]
+    # Channels one by one: Pillow would take four for colours with transparency.
+    squeezed = [np.asarray(_squeeze(image, size)) for image in images]
+    return squeezed[0] if len(files) == 1 else np.dstack(squeezed)
+
+
+def _load(path: Path, mode: str) -> Image.Image:
+    """The image in `mode`, "RGB" or "L". Raises UnreadableImage."""
     image, found = _open(_read(path))
+    return _converted(image, found.mode, mode)
+
+
+def _converted(image: Image.Image, found: str, mode: str) -> Image.Image:
+    """An image of the mode `found` (see ImageFacts) in `mode`. Raises UnreadableImage."""
     try:
-        image = _to_rgb(image, found.mode)
-        if size is not None and image.size != (size, size):
-            # Pillow's bicubic widens its kernel when it shrinks, which is antialiasing.
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        image = _plain(image, found)
+        return image if image.mode == mode else image.convert(mode)
     except Exception as error:
         raise UnreadableImage(_reason(error)) from None
-    return np.asarray(image)
+
+
+def _squeeze(image: Image.Image, size: int | None) -> Image.Image:
+    if size is None or image.size == (size, size):
+        return image
+    # Pillow's bicubic widens its kernel when it shrinks, which is antialiasing.
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _side(image: Image.Image) -> str:
+    return f"{image.width} x {image.height}"
 
 
 def _read(path: Path) -> bytes:
@@ -149,15 +211,16 @@ def _identify(file: IO[bytes]) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image, mode: str) -> Image.Image:
+def _plain(image: Image.Image, mode: str) -> Image.Image:
+    """The image with 8 bits a colour and nothing transparent."""
     if mode in _WIDE:
         grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray((grey.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((grey.clip(0, 65535) // 257).astype(np.uint8))
     if _transparent(image):
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return Image.alpha_composite(white, rgba)
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
 def _transparent(image: Image.Image) -> bool:

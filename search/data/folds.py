@@ -11,7 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from search.data.columns import as_text, need_columns, read_frame, read_header, repeated, some
+from search.data.columns import (
+    as_text,
+    need_columns,
+    padded,
+    read_frame,
+    read_header,
+    repeated,
+    some,
+)
+from search.data.fold_labels import label_counts as label_counts
+from search.data.fold_labels import label_faults as label_faults
+from search.data.fold_labels import label_warnings as label_warnings
+from search.data.stratify import stratify
 from search.data.table import Table
 from search.run_folder import FORMAT, write_file
 from spaces.errors import UserError, near
@@ -48,14 +60,20 @@ def _digest(content: object) -> str:
 
 
 def make_folds(
-    ids: Sequence[str], groups: Sequence[str] | None, k: int | None, seed: int
+    ids: Sequence[str],
+    groups: Sequence[str] | None,
+    k: int | None,
+    seed: int,
+    labels_TN: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The fold of each row, int64 (N,). The same ids, groups and seed give each id the same fold,
-    in whatever order the rows stand.
+    """The fold of each row, int64 (N,). The same ids, groups, labels and seed give each id the same
+    fold, in whatever order the rows stand.
 
     Without groups: shuffled rows, sizes differ by at most one; k defaults to 5. With groups: k
     defaults to min(5, groups); k = groups is leave-one-group-out in sorted group order; fewer
-    folds take the largest group left to the smallest fold. Raises UserError.
+    folds take the largest group left to the smallest fold. With `labels_TN`, of 0 and 1, rows and
+    groups are spread so that each fold has its share of each label; of a single label also of the
+    rows without it. Raises UserError.
     """
     units = len(ids) if groups is None else len(set(groups))
     noun = "rows" if groups is None else "groups"
@@ -67,23 +85,38 @@ def make_folds(
         raise UserError(f"{k} folds were asked of {units} {noun}; choose 2 to {units} folds")
     rng = np.random.default_rng(seed)
     if groups is None:
-        order = np.argsort(np.array(ids, dtype=str), kind="stable")
+        order = np.argsort(np.array(ids, dtype=str), kind="stable")[rng.permutation(len(ids))]
         fold_N = np.empty(len(ids), dtype=np.int64)
-        fold_N[order[rng.permutation(len(ids))]] = np.arange(len(ids)) % k
+        if labels_TN is None:
+            fold_N[order] = np.arange(len(ids)) % k
+        else:
+            fold_N[order] = stratify(_classes(labels_TN)[order], np.ones_like(order), k)
         return fold_N
     names, group_N, sizes = np.unique(
         np.array(groups, dtype=str), return_inverse=True, return_counts=True
     )
     if k == len(names):
         return group_N.astype(np.int64)
-    rows_K = np.zeros(k, dtype=np.int64)
     fold_of = np.empty(len(names), dtype=np.int64)
     # Shuffled before the stable sort, so that the seed decides among groups of one size.
     shuffled = rng.permutation(len(names))
+    if labels_TN is not None:
+        labels_NL = _classes(labels_TN)
+        counts_GL = np.zeros((len(names), labels_NL.shape[1]), dtype=np.int64)
+        np.add.at(counts_GL, group_N, labels_NL)
+        fold_of[shuffled] = stratify(counts_GL[shuffled], sizes[shuffled], k)
+        return fold_of[group_N]
+    rows_K = np.zeros(k, dtype=np.int64)
     for group in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
         fold_of[group] = rows_K.argmin()
         rows_K[fold_of[group]] += sizes[group]
     return fold_of[group_N]
+
+
+def _classes(labels_TN: np.ndarray) -> np.ndarray:
+    """(N, L) labels as 0 and 1; of a single label also its absence."""
+    labels_NL = (labels_TN.T == 1).astype(np.int64)
+    return labels_NL if len(labels_TN) > 1 else np.hstack([labels_NL, 1 - labels_NL])
 
 
 def check_folds(fold_N: np.ndarray, groups: Sequence[str] | None, min_rows: int = MIN_ROWS) -> None:
@@ -153,7 +186,7 @@ def _groups_of_file(spec: str, table: Table, known: Collection[str]) -> tuple[st
             )
         column = others[0]
     frame = read_frame(path, [id_column, column], only=[id_column, column])
-    ids = as_text(frame[id_column])
+    ids = padded(as_text(frame[id_column]), table.id_width)
     group_of = dict(zip(ids, as_text(frame[column]), strict=True))
     rows = {*table.ids, *table.test_ids, *known}
     faults = []

@@ -5,6 +5,7 @@ import inspect
 import shutil
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -18,15 +19,17 @@ def resolve_data(task: Task, data: str | None, cache: Path, seed: int) -> Path:
     """The data folder: `data`, or without it the task's sample, written once below `cache`.
 
     The sample is written to a temporary folder and renamed: a folder of its final name is whole.
-    Raises UserError when `data` is no folder.
+    Raises UserError when `data` is no folder, and without it when the task has no sample.
     """
     if data is not None:
         root = Path(data).expanduser()
         if not root.is_dir():
             raise UserError(f"--data {data} is no folder; give the folder that holds the data")
         return root
+    if task.write_sample is None:
+        raise UserError(f"task {task.name} has no embedded sample; give --data DIR")
     parent = cache / "samples"
-    folder = parent / f"{task.name}-{_version(task, seed)}"
+    folder = parent / f"{task.name}-{_version(task.write_sample, seed)}"
     if folder.is_dir():
         return folder
     parent.mkdir(parents=True, exist_ok=True)
@@ -47,9 +50,9 @@ def sample_notice(task: Task, root: Path) -> str:
     return f"No --data: using the embedded sample of {task.name}, generated in\n{root}"
 
 
-def _version(task: Task, seed: int) -> str:
+def _version(write_sample: Callable[[Path, int], None], seed: int) -> str:
     """Names the code that makes the sample, and its seed: new code gives a new sample."""
-    module = sys.modules.get(inspect.unwrap(task.write_sample).__module__)
+    module = sys.modules.get(inspect.unwrap(write_sample).__module__)
     sources = sorted(path for folder in samples.__path__ for path in Path(folder).glob("*.py"))
     if own := getattr(module, "__file__", None):
         sources.append(Path(own))

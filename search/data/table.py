@@ -1,26 +1,32 @@
-"""Table: the rows of a data folder, read from its CSVs with all faults at once.
+"""Table: the rows of a data folder, read by its layout with all faults at once.
 
-Shapes: N train rows, T targets.
+Shapes: N train rows, V views of a row, T targets. Images stand row by row, N*V of them.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from search.data.columns import (
-    as_floats,
-    as_text,
-    mostly_numbers,
-    need_columns,
-    read_frame,
-    read_header,
-    repeated,
-    some,
+from search.data.columns import as_text, need_columns, read_frame, read_header, repeated, some
+from search.data.labels import (
+    class_targets,
+    found_targets,
+    listed_targets,
+    numeric_targets,
+    stated_targets,
 )
-from search.data.paths import check_paths
+from search.data.paths import DataFolder, Files, surplus
+from search.data.rows import (
+    Reading,
+    Sample,
+    compare_ids,
+    first_faults,
+    read_sample,
+    read_test_rows,
+    rows_of,
+)
 from spaces.errors import UserError
 from spaces.layout import Layout
 
@@ -31,15 +37,33 @@ class Table:
 
     root: Path
     ids: tuple[str, ...]  # N
-    paths: tuple[str, ...]  # N
+    files: Files  # N*V; each image's file, or its channels' files
+    views: int = 1  # V
     target_names: tuple[str, ...]  # T
     targets_TN: np.ndarray  # float32
+    classes: tuple[str, ...] = ()  # the targets, where a label column names them
     test_ids: tuple[str, ...]  # empty when the task has no test rows
-    test_paths: tuple[str, ...]
-    columns: dict[str, tuple[str, ...]]  # other columns of the train CSV, as text
+    test_files: Files
+    columns: dict[str, tuple[str, ...]]  # other columns of the train table, as text
     submission_ids: tuple[str, ...]  # the sample submission's order, else that of test_ids
     submission_columns: tuple[str, ...]  # the id column first
+    id_width: int = 0  # ids of digits are padded with zeros to it
     warnings: tuple[str, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All files of the train images, in order."""
+        return _flat(self.files)
+
+    @property
+    def test_paths(self) -> tuple[str, ...]:
+        return _flat(self.test_files)
+
+    @property
+    def row_files(self) -> tuple[Files, ...]:
+        """The V images of each train row."""
+        starts = range(0, len(self.files), self.views)
+        return tuple(self.files[start : start + self.views] for start in starts)
 
     @property
     def constant_targets(self) -> tuple[str, ...]:
@@ -57,46 +81,42 @@ class Scan:
     bad_paths: frozenset[str] = frozenset()  # paths with a fault: not to be opened
 
 
-@dataclass(frozen=True)
-class _Notes:
-    """What a scan gathers on its way."""
-
-    faults: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    bad_paths: set[str] = field(default_factory=set)
-
-
-def read_table(layout: Layout, root: Path, not_targets: Sequence[str] = ()) -> Table:
+def read_table(
+    layout: Layout, root: Path, not_targets: Sequence[str] = (), task_type: str = "regression"
+) -> Table:
     """The table of the data folder `root`.
 
-    Targets are the columns of the sample submission but the id; without one, all numeric columns
-    of the train CSV but id, path and `not_targets`. Raises UserError with all faults.
+    Targets are the classes of the layout's label column, or its target columns, or the columns of
+    the sample submission but the id; without all these, all numeric columns of the train table but
+    those of id, images and `not_targets`. Raises UserError with all faults.
     """
-    scanned = scan(layout, root, not_targets)
+    scanned = scan(layout, root, not_targets, task_type)
     if scanned.faults:
         raise UserError(scanned.faults)
     assert scanned.table
     return scanned.table
 
 
-def read_test(layout: Layout, root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ids and paths of the test rows, with the same checks; needs no train CSV and looks at no
+def read_test(layout: Layout, root: Path) -> tuple[tuple[str, ...], Files]:
+    """Ids and images of the test rows, with the same checks; needs no train table and looks at no
     sample submission, so that new images can be predicted. Raises UserError with all faults."""
-    notes = _Notes(faults=_folder_faults(root))
-    ids, paths = _read_rows(layout, root, layout.test, notes) if not notes.faults else ((), ())
-    if notes.faults:
-        raise UserError(notes.faults)
-    return ids, paths
+    reading = Reading(layout, DataFolder(root))
+    reading.faults.extend(first_faults(layout, root))
+    rows = read_test_rows(reading) if not reading.faults else ((), ())
+    if reading.faults:
+        raise UserError(reading.faults)
+    return rows
 
 
 def drop(table: Table, bad_ids: Collection[str]) -> Table:
     """The table without the train rows `bad_ids`; test rows stay."""
     bad = set(bad_ids)
     rows = [row for row, name in enumerate(table.ids) if name not in bad]
+    row_files = table.row_files
     return replace(
         table,
         ids=tuple(table.ids[row] for row in rows),
-        paths=tuple(table.paths[row] for row in rows),
+        files=tuple(image for row in rows for image in row_files[row]),
         targets_TN=np.ascontiguousarray(table.targets_TN[:, rows]),
         columns={
             name: tuple(values[row] for row in rows) for name, values in table.columns.items()
@@ -104,176 +124,114 @@ def drop(table: Table, bad_ids: Collection[str]) -> Table:
     )
 
 
-def scan(layout: Layout, root: Path, not_targets: Sequence[str] = ()) -> Scan:
+def scan(
+    layout: Layout, root: Path, not_targets: Sequence[str] = (), task_type: str = "regression"
+) -> Scan:
     """Read the data folder `root` and collect all faults instead of stopping at the first."""
-    notes = _Notes(faults=_folder_faults(root))
-    if notes.faults:
-        return Scan(table=None, faults=tuple(notes.faults))
+    if faults := first_faults(layout, root):
+        return Scan(table=None, faults=tuple(faults))
+    reading = Reading(layout, DataFolder(root))
     test_ids: tuple[str, ...] = ()
-    test_paths: tuple[str, ...] = ()
-    has_test = (root / layout.test).is_file()
+    test_files: Files = ()
+    has_test = bool(layout.test) and (root / layout.test).exists()
     if has_test:
-        test_ids, test_paths = _read_rows(layout, root, layout.test, notes)
-    sample = _read_sample(layout, root, notes)
+        test_ids, test_files = read_test_rows(reading)
+    sample = read_sample(reading)
     if sample and not has_test:
-        notes.warnings.append(
-            f"{root / layout.sample_submission} is there but {layout.test} is not: "
-            "no submission will be written"
+        reading.warnings.append(
+            f"{sample.path} is there but {layout.test} is not: no submission will be written"
         )
     elif sample and test_ids:
-        notes.faults.extend(_compare_ids(root / layout.sample_submission, sample[0], test_ids))
-    table = _read_train(layout, root, sample[1] if sample else None, not_targets, notes)
+        reading.faults.extend(compare_ids(sample, test_ids))
+    table = _read_train(reading, sample, not_targets, task_type)
     if table:
-        if both := sorted(set(table.ids) & set(test_ids)):
-            notes.warnings.append(f"ids occur in {layout.train} and {layout.test}: {some(both)}")
-        if both := sorted(set(table.paths) & set(test_paths)):
-            notes.warnings.append(f"train and test rows share images: {some(both)}")
+        table = replace(table, test_ids=test_ids, test_files=test_files)
+        reading.warnings.extend(_overlaps(reading, table))
+        reading.warnings.extend(surplus(reading.folder, layout, {*table.paths, *table.test_paths}))
         table = replace(
             table,
-            test_ids=test_ids,
-            test_paths=test_paths,
-            submission_ids=sample[0] if sample and has_test else test_ids,
-            warnings=tuple(notes.warnings),
+            submission_ids=sample.ids if sample and has_test else test_ids,
+            warnings=tuple(reading.warnings),
         )
-    return Scan(table=table, faults=tuple(notes.faults), bad_paths=frozenset(notes.bad_paths))
+    return Scan(table=table, faults=tuple(reading.faults), bad_paths=frozenset(reading.bad_paths))
 
 
-def _folder_faults(root: Path) -> list[str]:
-    return [] if root.is_dir() else [f"{root} is no folder; give the folder that holds the data"]
+def _flat(files: Files) -> tuple[str, ...]:
+    return tuple(path for image in files for path in image)
 
 
-def _check_ids(path: Path, ids: Sequence[str]) -> list[str]:
-    faults = []
-    if twice := repeated(ids):
-        faults.append(f"{path} has duplicate ids: {some(twice)}; each id must occur once")
-    if empty := sum(not name.strip() for name in ids):
-        faults.append(f"{path} has {empty} rows without an id; fill them in")
-    if not ids:
-        faults.append(f"{path} has no rows; give at least one")
-    return faults
-
-
-def _read_rows(
-    layout: Layout, root: Path, name: str, notes: _Notes
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ids and paths of the CSV `name`."""
-    path = root / name
-    wanted = [layout.id_column, layout.image_columns[0]]
-    try:
-        need_columns(path, read_header(path), wanted)
-        frame = read_frame(path, wanted, only=wanted)
-    except UserError as error:
-        notes.faults.extend(error.faults)
-        return (), ()
-    return _rows_of(frame, layout, root, path, notes)
-
-
-def _rows_of(
-    frame: pd.DataFrame, layout: Layout, root: Path, path: Path, notes: _Notes
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Checked ids and paths of a frame read from `path`."""
-    ids = as_text(frame[layout.id_column])
-    paths, faults, bad = check_paths(root, path, ids, as_text(frame[layout.image_columns[0]]))
-    notes.faults.extend(_check_ids(path, ids) + faults)
-    notes.bad_paths.update(bad)
-    return ids, paths
-
-
-def _read_sample(
-    layout: Layout, root: Path, notes: _Notes
-) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """Ids and target names of the sample submission; None when there is none to go by."""
-    path = root / layout.sample_submission
-    if not path.is_file():
-        return None
-    try:
-        header = read_header(path)
-        need_columns(path, header, [layout.id_column])
-        frame = read_frame(path, [layout.id_column], only=[layout.id_column])
-    except UserError as error:
-        notes.faults.extend(error.faults)
-        return None
-    targets = tuple(name for name in header if name != layout.id_column)
-    if not targets:
-        notes.faults.append(f"{path} has no column beside the id; it must name the targets")
-        return None
-    return as_text(frame[layout.id_column]), targets
-
-
-def _compare_ids(path: Path, ids: Sequence[str], test_ids: Sequence[str]) -> list[str]:
-    faults = []
-    if twice := repeated(ids):
-        faults.append(f"{path} has duplicate ids: {some(twice)}; each id must occur once")
-    known, listed = set(test_ids), set(ids)
-    if extra := [name for name in ids if name not in known]:
-        faults.append(f"{path} has ids that are no test rows: {some(extra)}; remove them")
-    if lost := [name for name in test_ids if name not in listed]:
-        faults.append(f"{path} lacks ids of test rows: {some(lost)}; add them")
-    return faults
+def _overlaps(reading: Reading, table: Table) -> list[str]:
+    """Warnings of what train and test rows share."""
+    layout, warnings = reading.layout, []
+    # In a folder of test images the ids are file names, whose numbers begin anew.
+    both = sorted(set(table.ids) & set(table.test_ids))
+    if both and not reading.path(layout.test).is_dir():
+        warnings.append(f"ids occur in {layout.train} and {layout.test}: {some(both)}")
+    if both := sorted(set(table.paths) & set(table.test_paths)):
+        warnings.append(f"train and test rows share images: {some(both)}")
+    return warnings
 
 
 def _read_train(
-    layout: Layout,
-    root: Path,
-    wanted: Sequence[str] | None,
-    not_targets: Sequence[str],
-    notes: _Notes,
+    reading: Reading, sample: Sample | None, not_targets: Sequence[str], task_type: str
 ) -> Table | None:
-    """The train rows as a table without test rows; `wanted` are the sample's targets."""
-    path = root / layout.train
-    keys = [layout.id_column, layout.image_columns[0]]
+    """The train rows as a table without test rows."""
+    layout, path = reading.layout, reading.path(reading.layout.train)
+    keys = [layout.id_column, *layout.image_columns]
     try:
-        header = read_header(path)
-        need_columns(path, header, [*keys, *not_targets])
+        header = read_header(path, layout.columns)
+        stated, faults = stated_targets(path, layout, header)
+        reading.faults.extend(faults)
+        need_columns(path, header, [*keys, *not_targets, *stated])
         others = [name for name in header if name not in keys]
-        known = None if wanted is None else [name for name in wanted if name in others]
-        text = {*keys, *not_targets, *([] if known is None else set(others) - set(known))}
-        frame = read_frame(path, text)
+        listed = stated or (sample.columns if sample else None)
+        text = {*keys, *not_targets, layout.label_column}
+        if listed is not None:
+            text |= set(others).difference(listed)
+        frame = read_frame(path, text, columns=layout.columns)
     except UserError as error:
-        notes.faults.extend(error.faults)
+        reading.faults.extend(error.faults)
         return None
-    ids, paths = _rows_of(frame, layout, root, path, notes)
-    if wanted is None:
-        targets = [n for n in others if n not in not_targets and mostly_numbers(frame[n])]
-        if words := [n for n in others if n not in not_targets and n not in targets]:
-            notes.warnings.append(f"{path} columns of text are no targets: {some(words)}")
-        if not targets:
-            notes.faults.append(f"{path} has no column of numbers; add at least one target")
-    else:
-        assert known is not None
-        sample = root / layout.sample_submission
-        targets = known
-        if lost := [name for name in wanted if name not in others]:
-            notes.faults.append(
-                f"{sample} has columns that {path} lacks: {some(lost)}; both must name the targets"
-            )
-        if clash := [name for name in not_targets if name in known]:
-            notes.faults.append(
-                f"{sample} makes {some(clash)} a target; choose another group column"
-            )
-        surplus = [n for n in others if n not in known and n not in not_targets]
-        numeric = [n for n in surplus if mostly_numbers(frame[n])]
-        if numeric:
-            notes.warnings.append(
-                f"{path} columns that {sample.name} lacks are no targets: {some(numeric)}"
-            )
-    targets_TN, value_faults = as_floats(path, frame, targets, ids)
-    notes.faults.extend(value_faults)
-    if shared := repeated([p for p in paths if p]):
-        notes.warnings.append(f"{path} has rows that share an image: {some(shared)}")
-    table = Table(
-        root=root,
-        ids=ids,
-        paths=paths,
-        target_names=tuple(targets),
-        targets_TN=targets_TN,
-        test_ids=(),
-        test_paths=(),
-        columns={name: as_text(frame[name]) for name in others if name not in targets},
-        submission_ids=(),
-        submission_columns=(layout.id_column, *targets),
-        warnings=(),
+    ids, files = rows_of(
+        reading, path, as_text(frame[layout.id_column]), frame, layout.train_images
     )
-    if ids and not value_faults and (constant := table.constant_targets):
-        notes.warnings.append(f"{path} has targets that never vary: {some(constant)}")
+    warnings: list[str] = []
+    if listed is None:
+        names, faults, warnings = found_targets(path, frame, others, not_targets)
+    elif stated or not sample:
+        names, faults = stated, []
+    else:
+        names, faults, warnings = listed_targets(
+            path, frame, others, not_targets, sample.path, listed
+        )
+    if clash := [name for name in not_targets if name in names]:
+        who = sample.path if sample and not stated else "the task"
+        faults.append(f"{who} makes {some(clash)} a target; choose another group column")
+    if layout.label_column:
+        targets = class_targets(path, frame, layout, ids, task_type)
+    else:
+        targets = numeric_targets(path, frame, names, ids, task_type)
+    reading.faults.extend([*faults, *targets.faults])
+    reading.warnings.extend(warnings)
+    if shared := repeated([path for path in _flat(files) if path]):
+        reading.warnings.append(f"{path} has rows that share an image: {some(shared)}")
+    ordered = sample.columns if sample and set(sample.columns) == set(targets.names) else None
+    table = Table(
+        root=reading.folder.root,
+        ids=ids,
+        files=files,
+        views=layout.view_count,
+        target_names=targets.names,
+        targets_TN=targets.values_TN,
+        classes=targets.names if layout.label_column else (),
+        test_ids=(),
+        test_files=(),
+        columns={name: as_text(frame[name]) for name in others if name not in names},
+        submission_ids=(),
+        submission_columns=(layout.id_column, *(ordered or targets.names)),
+        warnings=(),
+        id_width=layout.id_width,
+    )
+    if ids and not targets.faults and (constant := table.constant_targets):
+        reading.warnings.append(f"{path} has targets that never vary: {some(constant)}")
     return table

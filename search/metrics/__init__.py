@@ -1,7 +1,7 @@
 """Metrics: scores of predictions against truth, on arrays; higher is always better.
 
-A metric is fitted once on all training rows (which freezes its gene lists) and then scores any
-rows: `get_metric(name).fit(targets_TN).score(pred_TN, true_TN)`.
+A metric is fitted once on all training rows (which freezes its lists of outputs) and then scores
+any rows: `get_metric(name).fit(targets_TN).score(pred_TN, true_TN)`.
 """
 
 from search.metrics.checks import check_predictions as check_predictions
@@ -10,6 +10,7 @@ from search.metrics.core import FittedMetric as FittedMetric
 from search.metrics.core import Metric as Metric
 from search.metrics.core import get_metric as get_metric
 from search.metrics.core import known_metrics as known_metrics
+from search.metrics.core import metric_of as metric_of
 from search.metrics.correlation import CONSTANT as CONSTANT
 from search.metrics.correlation import gene_expr_value as gene_expr_value
 from search.metrics.correlation import gene_parts as gene_parts

@@ -18,6 +18,11 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "hvg_stat": ("known: var, cv", lambda v: v in ("var", "cv")),
     "nan": ("known: zero, drop", lambda v: v in ("zero", "drop")),
     "multiclass": ("it must be true or false", lambda v: isinstance(v, bool)),
+    "presence_weight": ("it must be a share from 0 to 1", lambda v: _number(v, 0, 1)),
+    "min_positives": (
+        "it must be a whole number of rows, 1 or more",
+        lambda v: type(v) is int and v >= 1,
+    ),
     "eps": (
         "it must be a small probability, above 0 and at most 0.1",
         lambda v: _number(v, 0, 0.1) and v > 0,

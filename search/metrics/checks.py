@@ -32,14 +32,14 @@ def check_truth(
         faults = _class_faults(fitted, true_TN, target_names)
         if faults:
             return faults
-    if not fitted.rule:
+    if not fitted.void:
         return []
     void = [int(k) for k in np.unique(fold_N) if not fitted.defined(true_TN[:, fold_N == k]).any()]
     if not void:
         return []
     return [
-        f"metric {fitted.name} is undefined in {_few('fold', void)}: there no target has "
-        f"{fitted.rule}; make fewer folds, stratify them, or choose another metric"
+        f"metric {fitted.name} is undefined in {_few('fold', void)}: there "
+        f"{fitted.void}; make fewer folds, stratify them, or choose another metric"
     ]
 
 

@@ -1,4 +1,4 @@
-"""A metric by name, and the same with its gene lists frozen, which scores rows.
+"""A metric by name, and the same with its lists of outputs frozen, which scores rows.
 
 Shapes: T outputs, N rows.
 """
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from search.metrics import correlation, decisions, probability, ranking, regression
+from search.metrics import correlation, decisions, presence, probability, ranking, regression
 from search.metrics.arguments import argument_faults
-from search.metrics.formula import Bools, Formula, Lists, Rows, Score
+from search.metrics.formula import Bools, Floats, Formula, Lists, Rows, Score
 from search.metrics.values import out_of_range, refuse_non_finite
 from spaces.errors import UserError, near
 
@@ -22,6 +22,7 @@ _FORMULAS: dict[str, Formula] = {
     **ranking.FORMULAS,
     **probability.FORMULAS,
     **decisions.FORMULAS,
+    **presence.FORMULAS,
 }
 
 
@@ -66,7 +67,7 @@ class _Named:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedMetric(_Named):
-    """A metric with its gene lists frozen. Equal lists and arguments make equal metrics."""
+    """A metric with its lists of outputs frozen. Equal lists and arguments make equal metrics."""
 
     outputs: int  # T
     lists: Lists
@@ -122,10 +123,18 @@ class FittedMetric(_Named):
         """(T,) whether each output has a score in rows with this truth."""
         return _FORMULAS[self.name].defined(true_TN)
 
+    def weights(self, true_TN: NDArray[Any]) -> Floats:
+        """(T,) what each output counts in the score of rows with this truth: 1 in all, or 0 where
+        the metric is undefined."""
+        if of := _FORMULAS[self.name].weights:
+            return of(true_TN, self.args, self.lists)
+        defined_T = self.defined(true_TN)
+        return defined_T / max(defined_T.sum(), 1)
+
     @property
-    def rule(self) -> str:
-        """What an output must have in the scored rows to be defined; empty: nothing."""
-        return _FORMULAS[self.name].rule
+    def void(self) -> str:
+        """What is so in rows where the metric is undefined; empty: it never is."""
+        return _FORMULAS[self.name].void
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` is its inverse."""
@@ -148,7 +157,7 @@ class FittedMetric(_Named):
         wrong = [name for name, ids in frozen.items() if any(not 0 <= i < outputs for i in ids)]
         if wrong or frozen.keys() != set(_FORMULAS[metric.name].lists):
             raise UserError(
-                f"metric {metric.name} has the gene lists {sorted(frozen)} with {outputs} outputs; "
+                f"metric {metric.name} has the lists {sorted(frozen)} with {outputs} outputs; "
                 f"it needs {sorted(_FORMULAS[metric.name].lists)}, all indices below the number "
                 "of outputs; restore the file"
             )
@@ -160,7 +169,7 @@ class Metric(_Named):
     """A metric by name with complete arguments, not yet fitted."""
 
     def fit(self, targets_TN: ArrayLike) -> FittedMetric:
-        """Freeze the gene lists from the training targets: pass ALL training rows, once."""
+        """Freeze the lists of outputs from the training targets: pass ALL training rows, once."""
         targets = np.asarray(targets_TN)
         if targets.ndim != 2 or 0 in targets.shape:
             raise ValueError(f"targets have shape {targets.shape}; it must be (outputs, rows)")
@@ -185,6 +194,20 @@ def get_metric(name: str, **args: Any) -> Metric:
     if faults:
         raise UserError(faults)
     return Metric(name=name, args={**defaults, **args})
+
+
+def metric_of(name: str, args: Mapping[str, Any], task_type: str) -> Metric:
+    """As `get_metric` for a task of this type: of several classes, the highest is the decision.
+
+    Raises UserError also where the metric cannot score such a task.
+    """
+    metric = get_metric(name, **args)
+    if task_type == "multiclass" and "multiclass" in metric.args:
+        metric = get_metric(name, **{**args, "multiclass": True})
+    if task_type not in metric.task_types:
+        known = ", ".join(metric.task_types)
+        raise UserError(f"metric {name} scores {known}, but the task type is {task_type}")
+    return metric
 
 
 def known_metrics() -> list[str]:

@@ -18,11 +18,11 @@ from search.metrics.ranking import has_negative, has_positive
 
 SMOOTH = 1e-3  # of khd
 _HALF = 0.5  # the threshold where none was fitted
-# What an output's truth must have; the other metrics are always defined.
+# Which outputs are defined, and what is so where none is; the other metrics always are.
 _NEEDS = {
-    "sensitivity": (has_positive, "a positive"),
-    "f1": (has_positive, "a positive"),
-    "specificity": (has_negative, "a negative"),
+    "sensitivity": (has_positive, "no target has a positive"),
+    "f1": (has_positive, "no target has a positive"),
+    "specificity": (has_negative, "no target has a negative"),
 }
 
 
@@ -114,7 +114,7 @@ def _score(rows: Rows, name: str) -> Score:
     counts, multiclass = count(called_TN, positive_TN), rows.args["multiclass"]
     value = float(mean_rate(name, counts, multiclass))
     if np.isnan(value):
-        raise ValueError(f"{name} is undefined: no output has {_NEEDS[name][1]} in these rows")
+        raise ValueError(f"{name} is undefined: {_NEEDS[name][1]} in these rows")
     if name == "khd":
         parts = {part: float(rate_T.mean()) for part, rate_T in khd_parts(counts).items()}
         return Score(value, parts)
@@ -123,14 +123,14 @@ def _score(rows: Rows, name: str) -> Score:
 
 
 def _formula(name: str, threshold: str | float) -> Formula:
-    defined, rule = _NEEDS.get(name, (all_outputs, ""))
+    defined, void = _NEEDS.get(name, (all_outputs, ""))
     return Formula(
         label=name,
         score=partial(_score, name=name),
         task_types=CLASSIFICATION,
         defaults={"threshold": threshold, "multiclass": False},
         defined=defined,
-        rule=rule,
+        void=void,
         decides=True,
         probabilities=True,
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Lists = dict[str, tuple[int, ...]]  # list name -> indices of outputs, highest first
+Lists = dict[str, tuple[int, ...]]  # list name -> indices of outputs
 
 REGRESSION = ("regression",)
 CLASSIFICATION = ("binary", "multilabel", "multiclass")
@@ -31,13 +31,17 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """Rows to score, with the arguments and gene lists of the fitted metric."""
+    """Rows to score, with the arguments and lists of the fitted metric."""
 
     pred_TN: NDArray[Any]
     true_TN: NDArray[Any]
     args: Mapping[str, Any]
     lists: Mapping[str, tuple[int, ...]]
     thresholds_T: Floats | None  # None: the metric's own
+
+
+# (T, N) truth, arguments, lists -> (T,) what each output counts in the score of these rows
+Weigh = Callable[[NDArray[Any], Mapping[str, Any], Mapping[str, tuple[int, ...]]], Floats]
 
 
 def _no_lists(targets_TN: NDArray[Any], args: Mapping[str, Any]) -> Lists:
@@ -59,14 +63,15 @@ class Formula:
     fit: Callable[[NDArray[Any], Mapping[str, Any]], Lists] = _no_lists
     lists: tuple[str, ...] = ()  # the names that `fit` returns
     defined: Callable[[NDArray[Any]], Bools] = all_outputs  # truth -> (T,) which have a score
-    rule: str = ""  # what an output must have in its truth to be defined; empty: nothing
+    void: str = ""  # what is so in rows where the metric is undefined; empty: it never is
+    weights: Weigh | None = None  # None: the defined outputs count alike
     decides: bool = False
     probabilities: bool = False
 
 
-def mean_defined(name: str, values_T: Floats, rule: str) -> float:
-    """Mean over the outputs that are not NaN. Raises ValueError with the rule when all are."""
+def mean_defined(name: str, values_T: Floats, void: str) -> float:
+    """Mean over the outputs that are not NaN. Raises ValueError that says `void` when all are."""
     kept = values_T[~np.isnan(values_T)]
     if not len(kept):
-        raise ValueError(f"{name} is undefined: no output has {rule} in these rows")
+        raise ValueError(f"{name} is undefined: {void} in these rows")
     return float(kept.mean())

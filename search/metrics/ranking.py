@@ -20,8 +20,8 @@ from search.metrics.formula import (
     mean_defined,
 )
 
-_BOTH = "both a positive and a negative"
-_POSITIVE = "a positive"
+_NONE_BOTH = "no target has both a positive and a negative"
+_NO_POSITIVE = "no target has a positive"
 _VALUES = 2**21  # sorted at a time
 
 
@@ -95,13 +95,13 @@ def _divide(part_T: NDArray[Any], whole_T: NDArray[Any]) -> Floats:
 
 
 def _score_auroc(rows: Rows) -> Score:
-    value = mean_defined("auroc", aurocs(rows.pred_TN, rows.true_TN), _BOTH)
+    value = mean_defined("auroc", aurocs(rows.pred_TN, rows.true_TN), _NONE_BOTH)
     return Score(value, {"auroc": value})
 
 
 def _score_average_precision(rows: Rows) -> Score:
     each_T = average_precisions(rows.pred_TN, rows.true_TN)
-    value = mean_defined("average_precision", each_T, _POSITIVE)
+    value = mean_defined("average_precision", each_T, _NO_POSITIVE)
     return Score(value, {"average_precision": value})
 
 
@@ -111,13 +111,13 @@ FORMULAS = {
         score=_score_auroc,
         task_types=CLASSIFICATION,
         defined=has_both,
-        rule=_BOTH,
+        void=_NONE_BOTH,
     ),
     "average_precision": Formula(
         label="average_precision",
         score=_score_average_precision,
         task_types=CLASSIFICATION,
         defined=has_positive,
-        rule=_POSITIVE,
+        void=_NO_POSITIVE,
     ),
 }

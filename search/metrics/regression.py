@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from search.metrics.correlation import centred, is_constant
 from search.metrics.formula import BLOCK, Bools, Floats, Formula, Rows, Score, mean_defined
 
-_VARIES = "truth that varies"
+_STILL = "no target has truth that varies"
 
 
 def _score_rmse(rows: Rows) -> Score:
@@ -40,7 +40,7 @@ def _score_r2(rows: Rows) -> Score:
         block = slice(start, start + BLOCK)
         error = rows.pred_TN[block].astype(np.float64) - rows.true_TN[block]
         sse_T[block] = np.einsum("tn,tn->t", error, error)
-    r2 = mean_defined("r2", 1 - sse_T / sst_T, _VARIES)
+    r2 = mean_defined("r2", 1 - sse_T / sst_T, _STILL)
     return Score(r2, {"r2": r2})
 
 
@@ -60,5 +60,5 @@ def _varies(true_TN: NDArray[Any]) -> Bools:
 FORMULAS = {
     "rmse": Formula(label="-rmse", score=_score_rmse),
     "mae": Formula(label="-mae", score=_score_mae),
-    "r2": Formula(label="r2", score=_score_r2, defined=_varies, rule=_VARIES),
+    "r2": Formula(label="r2", score=_score_r2, defined=_varies, void=_STILL),
 }

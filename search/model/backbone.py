@@ -1,56 +1,65 @@
-"""Networks from timm's backbones: facts, and build_model.
+"""Networks from timm's backbones.
 
-Shapes: B batch, C channels, H W height and width, L tokens, F features, T outputs.
+Shapes: B samples, V views, X = B x V images, the views of a sample next to each other, C channels,
+H W height and width, F features, T outputs.
 """
 
 import functools
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import group_parameters
 from torch import Tensor, nn
 
+from search.model.facts import has_fixed_size, not_fetched
+from search.model.facts import known_backbone as known_backbone  # also found here
+from search.model.facts import model_facts as model_facts
+from search.model.facts import normalisation as normalisation
 from search.model.heads import GeM, Head, swap_activations
+from search.model.views import ON_IMAGES, grid_views, make_fusion, stack_views
 from search.model.weights import probe_weights as probe_weights  # also found here
 from search.model.weights import read_weights, refuse_foreign, weight_file
-from spaces.errors import UserError, near
+from spaces.errors import UserError
 from spaces.recipe import Recipe
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What timm knows about a backbone; `mean` and `std` belong to its pretrained weights."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_size: int  # pixels, side of the square it was trained on
-    fixed_size: bool  # whether it is built for one size (position embeddings, windows)
-    params: int  # of the backbone without a classifier
+Join = Callable[[Tensor], Tensor]
 
 
 class Network(nn.Module):
-    """Normalised images (B, 3, H, W) -> standardised outputs (B, T)."""
+    """Normalised images (X, C, H, W) -> raw outputs (B, T)."""
 
-    def __init__(self, backbone: nn.Module, layout: str, pooling: str) -> None:
+    def __init__(
+        self, backbone: nn.Module, layout: str, pooling: str, join: Join | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.gem = GeM() if pooling == "gem" else None
+        self.fusion: nn.Module | None = None  # (X, F) -> (B, F')
         self.head: nn.Module = nn.Identity()
         self.layout = layout
+        self._join = join  # (X, C, H, W) -> what the backbone sees of each sample
         self._pooling = pooling
         self._prefix = int(getattr(backbone, "num_prefix_tokens", 0))
 
-    def features(self, images_BCHW: Tensor) -> Tensor:
-        """Pooled features (B, F). "avg" is timm's own pooling, which for transformers may read the
+    def features(self, images_XCHW: Tensor) -> Tensor:
+        """Features (B, F') of the samples: pooled, and those of a sample's views made one."""
+        if self._join is not None:
+            images_XCHW = self._join(images_XCHW)
+        features_XF = self._pooled(images_XCHW)
+        return features_XF if self.fusion is None else self.fusion(features_XF)
+
+    def forward(self, images_XCHW: Tensor) -> Tensor:
+        return self.head(self.features(images_XCHW))
+
+    def _pooled(self, images_XCHW: Tensor) -> Tensor:
+        """Pooled features (X, F). "avg" is timm's own pooling, which for transformers may read the
         class token; "avgmax" is that and the maximum side by side."""
-        maps = self.backbone.forward_features(images_BCHW)  # type: ignore[operator]
+        maps = self.backbone.forward_features(images_XCHW)  # type: ignore[operator]
         parts = []
         if self._pooling in ("avg", "avgmax"):
             parts.append(self._after_pooling(maps))
@@ -60,9 +69,6 @@ class Network(nn.Module):
         if self._pooling in ("max", "avgmax"):
             parts.append(self._after_pooling(self._spread(self._positions(maps).amax(dim=1))))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.head(self.features(images_BCHW))
 
     def _positions(self, maps: Tensor) -> Tensor:
         """Feature maps of any layout -> (B, positions, C), without class tokens."""
@@ -85,36 +91,29 @@ class Network(nn.Module):
         return self.backbone.forward_head(maps, pre_logits=True).flatten(1)  # type: ignore[operator]
 
 
-def known_backbone(name: str) -> None:
-    """Raises UserError unless timm has a model `name` ("arch" or "arch.tag")."""
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        raise UserError(
-            f"backbone {name!r} is unknown to timm; {near(architecture, timm.list_models())}"
-        )
-    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise UserError(f"backbone {name!r} has an unknown tag; {near(tag, tags)}")
-    if get_pretrained_cfg(name) is None:
-        known = (n for n in timm.list_models() if n != architecture)
-        raise UserError(f"backbone {name!r} is an unknown or retired name; {near(name, known)}")
+def layer_groups(network: Network) -> list[list[tuple[str, nn.Parameter]]]:
+    """The backbone's parameters by their names in the network, from the stem to the last stage.
 
-
-@functools.cache
-def model_facts(backbone: str) -> ModelFacts:
-    """Facts of a backbone, without building its weights. Raises UserError for an unknown one."""
-    known_backbone(backbone)
-    config = get_pretrained_cfg(backbone)
-    assert config is not None
-    with torch.device("meta"):
-        model = timm.create_model(backbone, num_classes=0)
-    return ModelFacts(
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-        input_size=config.input_size[-1],
-        fixed_size=bool(config.fixed_input_size),
-        params=sum(parameter.numel() for parameter in model.parameters()),
-    )
+    The stages are timm's own; a backbone that names none is one group. Norms at its end belong to
+    the last stage. Fusion, pooling and head are in none.
+    """
+    backbone = network.backbone
+    own = dict(backbone.named_parameters())
+    groups = [list(own)]
+    for coarse in (True, False):
+        try:
+            matcher = backbone.group_matcher(coarse=coarse)  # type: ignore[operator]
+        except (AssertionError, AttributeError):  # has no stages, or only its blocks
+            continue
+        groups = list(group_parameters(backbone, matcher).values())
+        break
+    merged: list[list[str]] = []
+    for names in groups:
+        if merged and all(own[name].ndim <= 1 for name in names):
+            merged[-1] += names
+        else:
+            merged.append(list(names))
+    return [[(f"backbone.{name}", own[name]) for name in names] for names in merged]
 
 
 def build_model(
@@ -123,26 +122,42 @@ def build_model(
     weights_dir: Path | None = None,
     pretrained: bool = True,
     channels: int = 3,
+    views: int = 1,
 ) -> Network:
-    """The recipe's network for `outputs` outputs, on the CPU.
+    """The recipe's network for `outputs` outputs, on the CPU; `channels` are those that it sees.
 
     Pretrained weights are loaded when the recipe asks for them and `pretrained` allows it, from
     `weights_dir` if given. Random initialisation draws from torch's global generator.
-    Raises UserError when there is no such backbone, when it cannot take the recipe's image size or
-    pooling, and when its weights are missing.
+    Raises UserError when there is no such backbone, when it cannot take the recipe's image size,
+    views or pooling, and when its weights are missing.
     """
-    backbone = _backbone(recipe, weights_dir, pretrained, channels)
-    pooling, size = recipe.pooling, recipe.image_size
+    fusion, size = recipe.fusion if views > 1 else None, recipe.image_size
+    if fusion == "grid" and model_facts(recipe.backbone).fixed_size:
+        raise UserError(
+            f"fusion is 'grid' and {recipe.backbone} takes squares of one size alone; "
+            "choose another fusion or backbone"
+        )
+    join: Join | None = None
+    if fusion in ON_IMAGES:
+        join = functools.partial(stack_views if fusion == "stack" else grid_views, views=views)
+    seen = channels * views if fusion == "stack" else channels
+    backbone = _backbone(recipe, weights_dir, pretrained, seen)
+    images_VCHW = torch.zeros(views, channels, size, size)
     backbone.eval()
     try:
         with torch.no_grad():
-            maps = backbone.forward_features(torch.zeros(1, channels, size, size))  # type: ignore[operator]
-            network = Network(backbone, _layout(recipe, maps, backbone), pooling)
-            features = network.features(torch.zeros(1, channels, size, size)).shape[1]
+            maps = backbone.forward_features(images_VCHW if join is None else join(images_VCHW))  # type: ignore[operator]
+            network = Network(backbone, _layout(recipe, maps, backbone), recipe.pooling, join)
+            features_VF = network.features(images_VCHW)
     except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(_cannot_take(recipe, error)) from error
+    if fusion is not None and join is None:
+        network.fusion = make_fusion(fusion, features_VF.shape[1], views).eval()
+        with torch.no_grad():
+            features_VF = network.fusion(features_VF)
+    features = features_VF.shape[1]
     network.head = Head(recipe.head, features, outputs, recipe.activation, recipe.drop)
     return network.train()
 
@@ -151,8 +166,7 @@ def _backbone(recipe: Recipe, folder: Path | None, pretrained: bool, channels: i
     known_backbone(recipe.backbone)
     pretrained = pretrained and recipe.weights == "pretrained"
     options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
-    config = get_pretrained_cfg(recipe.backbone)
-    if config is not None and config.fixed_input_size:
+    if has_fixed_size(recipe.backbone):
         options["img_size"] = recipe.image_size
     if recipe.drop_path > 0:
         options["drop_path_rate"] = recipe.drop_path
@@ -181,10 +195,7 @@ def _backbone(recipe: Recipe, folder: Path | None, pretrained: bool, channels: i
                 raise
             raise UserError(_cannot_take(recipe, error)) from error
         except OSError as error:  # the hub's errors are OSErrors
-            raise UserError(
-                f"pretrained weights of {recipe.backbone} could not be fetched ({error}); use "
-                "--weights DIR for local files, or --weights random"
-            ) from error
+            raise UserError(not_fetched(recipe.backbone, error)) from error
     if state:
         refuse_foreign(backbone, state, recipe.backbone)
         vars(backbone)["pretrained_cfg"].pop("state_dict", None)  # a second copy of the weights

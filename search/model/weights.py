@@ -1,20 +1,23 @@
 """Pretrained weights: where they can come from, and reading them from a local folder."""
 
 import os
+import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm.models import get_pretrained_cfg, load_state_dict
+from timm.models import get_pretrained_cfg, load_model_config_from_hf, load_state_dict
 from torch import Tensor, nn
 
 from spaces.errors import UserError
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 _HUB_SECONDS = 3.0
+HUB = "hf-hub:"  # before OWNER/MODEL: timm's name for a model that the hub describes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ def probe_weights(mode: str, backbones: Sequence[str] = ()) -> WeightsSource:
 
     mode: "random"; "pretrained" (the hub, or UserError); "auto" (the hub if it answers or already
     has the weights in its cache, else random weights); or a folder of weight files, which must
-    hold every one of `backbones`.
+    hold every one of `backbones` that timm itself knows.
     """
     if mode == "random":
         return WeightsSource(pretrained=False, folder=None, reason="random weights were asked for")
@@ -40,7 +43,7 @@ def probe_weights(mode: str, backbones: Sequence[str] = ()) -> WeightsSource:
         if not folder.is_dir():
             raise UserError(_no_folder(folder))
         faults: list[str] = []
-        for name in backbones:
+        for name in (name for name in backbones if not name.startswith(HUB)):
             try:
                 weight_file(folder, name)
             except UserError as error:
@@ -61,6 +64,59 @@ def probe_weights(mode: str, backbones: Sequence[str] = ()) -> WeightsSource:
             "--weights DIR for local files, or --weights random"
         )
     return WeightsSource(pretrained=False, folder=None, reason=f"random weights, since {fault}")
+
+
+def reachable_backbones(
+    names: Sequence[str], source: WeightsSource
+) -> tuple[tuple[str, ...], list[str]]:
+    """The backbones that can be had, and a line for each of the hub's that cannot: many are gated.
+
+    Those that timm itself knows are kept. Answers within seconds.
+    """
+    asked = [name for name in names if name.startswith(HUB)]
+    if not asked:
+        return tuple(names), []
+    if source.pretrained and source.folder is None:
+        reasons = _refusals(_not_cached(asked))
+    else:
+        reasons = dict.fromkeys(asked, f"only the hub has it ({source.reason})")
+    lines = [f"backbone {name} is skipped: {reason}" for name, reason in reasons.items()]
+    return tuple(name for name in names if name not in reasons), lines
+
+
+def hub_id(name: str) -> str | None:
+    """OWNER/MODEL of a backbone that is named by it, else that of timm's own weights, if any."""
+    if name.startswith(HUB):
+        found = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+)(@[\w./-]+)?", name)
+        return found[1] if found else None
+    config = get_pretrained_cfg(name)
+    return config.hf_hub_id if config else None
+
+
+def _refusals(names: Sequence[str]) -> dict[str, str]:
+    """Why the hub does not give away each of those that it does not."""
+    if not names:
+        return {}
+    if (fault := _hub_fault()) is not None:
+        return dict.fromkeys(names, fault)
+    late = f"the hub did not answer within {_HUB_SECONDS:g} s"
+    answers: dict[str, str | None] = dict.fromkeys(names, late)
+
+    def ask(name: str) -> None:
+        try:
+            load_model_config_from_hf(name.removeprefix(HUB))  # gated as the weights are
+            answers[name] = None
+        except (OSError, ValueError, KeyError) as error:  # the hub's errors are OSErrors
+            words = re.sub(r"([a-z])([A-Z])", r"\1 \2", type(error).__name__.removesuffix("Error"))
+            answers[name] = f"the hub says {words.lower()}; ask its owners for access, or log in"
+
+    threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + _HUB_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return {name: answer for name in names if (answer := answers[name]) is not None}
 
 
 def _no_folder(folder: Path) -> str:
@@ -122,8 +178,7 @@ def _not_cached(backbones: Sequence[str]) -> list[str]:
     cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
     absent = []
     for name in backbones:
-        config = get_pretrained_cfg(name)
-        hub = config.hf_hub_id if config else None
+        hub = hub_id(name)
         snapshots = cache / f"models--{str(hub).replace('/', '--')}" / "snapshots"
         files = ("model.safetensors", "pytorch_model.bin")
         if not hub or not any(any(snapshots.glob(f"*/{file}")) for file in files):

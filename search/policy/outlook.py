@@ -37,7 +37,12 @@ class Outlook:
 
     def _next_rung(self, trial: Trial) -> Rung | None:
         """The first rung that the trial has not passed; None: it passed them all."""
-        return next((r for r in self._plan.rungs if not self._rungs.passed(trial.number, r)), None)
+        passed = self._rungs.passed
+        return next((r for r in self.rungs_of(trial) if not passed(trial.number, r)), None)
+
+    def rungs_of(self, trial: Trial) -> list[Rung]:
+        """Those that a trial comes to: one with fewer epochs than the others has fewer."""
+        return [rung for rung in self._plan.rungs if rung.epoch < trial.epochs]
 
     def wanted_folds(self, trial: Trial) -> list[int]:
         """Folds that the trial trains before anything is decided about it again."""
@@ -56,16 +61,16 @@ class Outlook:
 
     def fold_seconds(self, trial: Trial) -> float:
         """Expected seconds of one fold; 0 before anything was measured."""
-        return self._plan.epochs * (self._costs.epoch(trial.backbone, trial.image_size) or 0.0)
+        return trial.epochs * (self._costs.epoch(trial.model, trial.image_size) or 0.0)
 
     def work_left(self, trial: Trial) -> float:
         """Seconds of one worker until all folds are done."""
         epochs = sum(
-            self._plan.epochs - trial.newest.get(fold, 0)
+            trial.epochs - trial.newest.get(fold, 0)
             for fold in self._order
             if fold not in trial.folds
         )
-        return self.fold_seconds(trial) * epochs / self._plan.epochs
+        return self.fold_seconds(trial) * epochs / trial.epochs
 
     def wall_left(self, trial: Trial) -> float:
         """Seconds until all folds are done when every worker helps, once the first is done."""
@@ -73,7 +78,7 @@ class Outlook:
         left = sum(fold not in trial.folds for fold in self._order if fold != first)
         seconds = self.fold_seconds(trial) * math.ceil(left / self._plan.workers)
         if first not in trial.folds:
-            share = 1 - trial.newest.get(first, 0) / self._plan.epochs
+            share = 1 - trial.newest.get(first, 0) / trial.epochs
             seconds += self.fold_seconds(trial) * share
         return min(self.work_left(trial), seconds)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from search.model.backbone import Network
 from search.run_folder import write_file
-from search.train.optim import AveragedModel
+from search.train.optim import AveragedModel, Plateau
 from spaces.errors import UserError
 from spaces.recipe import Recipe
 
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 @dataclass(eq=False)
@@ -26,10 +26,16 @@ class TrainState:
     network: Network
     average: AveragedModel
     optimizer: torch.optim.Optimizer
+    plateau: Plateau = field(default_factory=Plateau)
     epoch: int = 0  # epochs completed
     step: int = 0  # optimiser steps completed
     micro_batch: int = 0
     bf16: bool = False  # whether forward and backward compute in bfloat16
+
+    def end_epoch(self, loss: float) -> None:
+        """What follows from an epoch that was trained to its end, with its mean loss."""
+        self.plateau.observe(loss)
+        self.average.end_epoch(self.epoch)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of all tensors, on the CPU."""
@@ -50,8 +56,7 @@ class TrainState:
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         self.network.load_state_dict(parts["model"])
-        if self.average.network is not self.network:
-            self.average.network.load_state_dict(parts["average"])
+        self.average.load(parts["average"])
         parameters = dict(self.network.named_parameters())
         self.optimizer.state.clear()
         self.optimizer.zero_grad(set_to_none=True)
@@ -85,6 +90,7 @@ def save_epoch(path: Path, state: TrainState, recipe: Recipe, seed: int, note: s
         "epoch": str(state.epoch),
         "step": str(state.step),
         "micro_batch": str(state.micro_batch),
+        "plateau": json.dumps(asdict(state.plateau)),
         "note": note,
     }
     tensors = {name: tensor.contiguous() for name, tensor in state.tensors().items()}
@@ -109,4 +115,5 @@ def load_epoch(path: Path, state: TrainState, recipe: Recipe, seed: int) -> str:
     state.epoch = int(metadata["epoch"])
     state.step = int(metadata["step"])
     state.micro_batch = int(metadata["micro_batch"])
+    state.plateau = Plateau(**json.loads(metadata["plateau"]))
     return str(metadata.get("note", ""))

@@ -3,82 +3,37 @@
 Shapes: N rows, V validation rows, S test rows, T outputs, H W C height, width and channels.
 """
 
-import logging
 import math
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from search.data.batches import Batches
-from search.model.backbone import build_model, model_facts
-from search.model.infer import bf16_pays, original_units, predict_batches, save_model
-from search.model.losses import Loss, make_loss, target_scale
+from search.data.batches import Batches, channel_statistics
+from search.model.backbone import Network, build_model, model_facts, normalisation
+from search.model.infer import bf16_pays, predict_batches, save_model
+from search.model.initial import start_from
+from search.model.links import finish_predictions, link_of
+from search.model.losses import Loss, first_bias, make_loss, target_scale
 from search.model.memory import with_halving
 from search.train.checkpoint import TrainState, load_epoch, save_epoch
+from search.train.job import Diverged, EpochResult, Floats, FoldJob, FoldResult, Images
 from search.train.loop import epoch_seed, train_epoch
-from search.train.optim import AveragedModel, make_optimizer
+from search.train.optim import freeze, make_average, make_optimizer
+from search.train.sampling import sampling_weights
 from spaces.recipe import Recipe
 
-logger = logging.getLogger(__name__)
-Images = NDArray[np.uint8] | Tensor
-Floats = NDArray[np.float32]
+if TYPE_CHECKING:
+    from search.train.probe import ProbeTraining
+    from search.train.probe_rows import Score
+
 NO_TARGETS = torch.empty(0)  # of batches that are only predicted
-
-
-class Diverged(RuntimeError):
-    """The loss or a prediction is no longer finite; this recipe cannot be scored."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FoldJob:
-    """All that decides the outcome of training one fold."""
-
-    recipe: Recipe
-    images_NHWC: Images  # uint8; a memory map, or a tensor on the device
-    targets_TN: Floats
-    train_rows: NDArray[np.int64]
-    valid_rows: NDArray[np.int64]
-    test_images_NHWC: Images | None = None
-    seed: int = 0  # derived from run seed, trial and fold
-    device: str = "cpu"
-    weights_dir: Path | None = None  # local pretrained weights; None: timm's own
-    bf16: bool | None = None  # train in bfloat16; None: where it is faster
-    evaluate_at: frozenset[int] | None = None  # epochs (from 1); None: all; the last always
-    micro_batch: int | None = None  # the most rows that are known to fit; None: a whole batch
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EpochResult:
-    """What is known after an epoch."""
-
-    epoch: int  # from 1
-    epochs: int  # scheduled
-    loss: float  # mean over the epoch's steps, in standardised units
-    pred_TV: Floats | None  # by the averaged weights, original units; None when not asked for
-    seconds: float  # of training and evaluation
-    images_per_second: float  # in training alone
-    batch: int  # rows of an optimiser step, however many micro-batches that takes
-    micro_batch: int
-    peak_memory_bytes: int  # of the device; on the CPU, of the process
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FoldResult:
-    """A finished fold."""
-
-    pred_TV: Floats
-    test_pred_TS: Floats | None
-    state: dict[str, Tensor]  # evaluated weights, target.mean, target.std, image.mean, image.std
-    micro_batch: int
-    params: int  # numbers that the network has learned
-    predict_ms: float  # milliseconds to predict an image, with the recipe's views
 
 
 class FoldTraining:
@@ -87,28 +42,53 @@ class FoldTraining:
     def __init__(self, job: FoldJob) -> None:
         self.job = job
         torch.manual_seed(epoch_seed(job.seed, -1))
+        recipe, part = job.recipe, job.recipe.task
+        classes = job.task_type != "regression"
         targets_NT = torch.from_numpy(np.ascontiguousarray(job.targets_TN.T, dtype=np.float32))
-        part = job.recipe.task
-        kind = getattr(part, "target", "zscore")
-        train_targets = targets_NT[torch.from_numpy(np.asarray(job.train_rows))]
-        self.target_mean, self.target_std = target_scale(train_targets, kind)
-        facts = model_facts(job.recipe.backbone)
-        self.mean, self.std = facts.mean, facts.std
-        self.loss_of: Loss = make_loss(part, self.target_std.to(job.device))
+        train_NT = targets_NT[torch.from_numpy(np.asarray(job.train_rows))]
+        kind = "none" if classes else getattr(part, "target", "zscore")
+        self.target_mean, self.target_std = target_scale(train_NT, kind)
+        if recipe.augment.mirror and job.mirror_targets and not classes:
+            # What changes places must lie on one scale.
+            swapped = list(job.mirror_targets)
+            self.target_mean = (self.target_mean + self.target_mean[swapped]) / 2
+            self.target_std = (self.target_std + self.target_std[swapped]) / 2
+        self.link = link_of(job.task_type)
+        self.channels = min(recipe.channels, job.images_NHWC.shape[-1])
+        if recipe.normalise == "train":
+            self.mean, self.std = channel_statistics(
+                job.images_NHWC, job.train_rows, job.views, self.channels
+            )
+        else:
+            facts = model_facts(recipe.backbone)
+            self.mean, self.std = normalisation(recipe, facts, self.channels)
+        self.loss_of: Loss = make_loss(
+            part,
+            self.target_std.to(job.device),
+            task_type=job.task_type,
+            targets_NT=train_NT.to(job.device),
+        )
         standard_NT = (targets_NT - self.target_mean) / self.target_std
-        self.train = self._batches(job.images_NHWC, standard_NT, job.train_rows)
+        self.train = self._batches(
+            job.images_NHWC,
+            standard_NT,
+            job.train_rows,
+            mirror_views=job.mirror_views,
+            mirror_targets=job.mirror_targets,
+            weights_N=sampling_weights(train_NT, getattr(part, "sampler", "none")),
+        )
         self.valid = self._batches(job.images_NHWC, NO_TARGETS, job.valid_rows)
-        network = build_model(job.recipe, len(job.targets_TN), job.weights_dir)
-        network = network.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.batch = min(job.recipe.batch_size, len(job.train_rows))
+        network = self._network(first_bias(part, job.task_type, train_NT) if classes else None)
+        self.batch = min(recipe.batch_size, len(job.train_rows))
         self.state = TrainState(
             network,
-            AveragedModel(network, job.recipe.ema),
-            make_optimizer(network, job.recipe),
+            make_average(network, recipe),
+            make_optimizer(network, recipe),
             micro_batch=min(self.batch, job.micro_batch or self.batch),
             bf16=bf16_pays(network, job.device) if job.bf16 is None else job.bf16,
         )
-        self._predict_rows = max(2 * self.state.micro_batch, 64)  # at a time; falls to what fits
+        # At a time; falls to what fits.
+        self._predict_rows = max(2 * self.state.micro_batch, 64 // job.views)
         self._pred_TV: Floats | None = None  # by the state after the last epoch
         self._predict_ms = 0.0
 
@@ -134,7 +114,7 @@ class FoldTraining:
             loss=loss,
             pred_TV=self._pred_TV,
             seconds=time.perf_counter() - started,
-            images_per_second=len(job.train_rows) / (trained - started),
+            images_per_second=len(job.train_rows) * job.views / (trained - started),
             batch=self.batch,
             micro_batch=self.state.micro_batch,
             peak_memory_bytes=_peak(job.device),
@@ -148,7 +128,7 @@ class FoldTraining:
             self._pred_TV = self._predict_valid()
         test_pred_TS = None
         if job.test_images_NHWC is not None:
-            rows = np.arange(len(job.test_images_NHWC))
+            rows = np.arange(len(job.test_images_NHWC) // job.views)
             test = self._batches(job.test_images_NHWC, NO_TARGETS, rows)
             test_pred_TS = self._predict(test, job.recipe.tta, bf16=False)
         return FoldResult(
@@ -158,6 +138,9 @@ class FoldTraining:
             micro_batch=self.state.micro_batch,
             params=sum(parameter.numel() for parameter in network.parameters()),
             predict_ms=self._predict_ms,
+            channels=self.channels,
+            views=job.views,
+            link=self.link,
         )
 
     def save(self, path: Path, note: str = "") -> None:
@@ -176,12 +159,49 @@ class FoldTraining:
         self.state.micro_batch = min(self.state.micro_batch, largest)
         return note
 
-    def _batches(self, images: Images, targets: Tensor, rows: NDArray[np.int64]) -> Batches:
-        size = self.job.recipe.image_size
-        return Batches(images, targets, rows, size, self.mean, self.std, self.job.device)
+    def _network(self, bias_T: Tensor | None) -> Network:
+        """The network at its start, on the device."""
+        job = self.job
+        network = build_model(
+            job.recipe,
+            len(job.targets_TN),
+            job.weights_dir,
+            channels=self.channels,
+            views=job.views,
+        )
+        if job.initial is not None:
+            start_from(network, job.initial)
+        if bias_T is not None:
+            last = [module for module in network.head.modules() if isinstance(module, nn.Linear)][
+                -1
+            ]
+            with torch.no_grad():
+                last.bias.copy_(bias_T)
+        freeze(network, job.recipe.freeze)
+        return network.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _batches(
+        self, images: Images, targets: Tensor, rows: NDArray[np.int64], **training: Any
+    ) -> Batches:
+        """Batches of the rows; `training` is what concerns those that are learned from."""
+        job = self.job
+        return Batches(
+            images,
+            targets,
+            rows,
+            job.recipe.image_size,
+            self.mean,
+            self.std,
+            job.device,
+            views=job.views,
+            channels=self.channels,
+            normalise=job.recipe.normalise,
+            stain=job.recipe.stain,
+            **training,
+        )
 
     def _predict_valid(self) -> Floats:
-        if self.done:
+        if self.done and len(self.job.valid_rows):
             started = time.perf_counter()
             pred_TV = self._predict(self.valid, self.job.recipe.tta, bf16=False)
             seconds = time.perf_counter() - started
@@ -204,18 +224,22 @@ class FoldTraining:
         loss, state.micro_batch = with_halving(attempt, state.micro_batch, undo, job.device)
         if not math.isfinite(loss):
             raise Diverged(f"the loss is {loss} in epoch {state.epoch}")
+        state.end_epoch(loss)
         return loss
 
     def _predict(self, batches: Batches, tta: int, bf16: bool) -> Floats:
-        """Predictions (T, N) by the averaged weights, in original units."""
+        """Predictions (T, N) by the averaged weights, in original units or as probabilities."""
+        if not len(batches.rows):
+            return np.empty((len(self.target_mean), 0), dtype=np.float32)
 
         def attempt(batch_size: int) -> Tensor:
             return predict_batches(self.state.average.network, batches, tta, batch_size, bf16)
 
-        pred_NT, self._predict_rows = with_halving(
+        raw_NT, self._predict_rows = with_halving(
             attempt, self._predict_rows, lambda: None, self.job.device
         )
-        pred_TN = np.ascontiguousarray(original_units(pred_NT, self.target_mean, self.target_std).T)
+        pred_NT = finish_predictions(raw_NT, self.link, self.target_mean, self.target_std)
+        pred_TN = np.ascontiguousarray(pred_NT.T)
         if not np.isfinite(pred_TN).all():
             raise Diverged(f"a prediction is not finite after epoch {self.state.epoch}")
         return pred_TN
@@ -229,6 +253,18 @@ class FoldTraining:
         return state
 
 
+def make_training(
+    job: FoldJob, score: "Score | None" = None, groups_N: NDArray[Any] | None = None
+) -> "FoldTraining | ProbeTraining":
+    """The training that the recipe asks for: of a network, or of a probe on frozen features, whose
+    head is chosen inside the training rows by `score`, groups kept whole."""
+    if job.recipe.probe == "none":
+        return FoldTraining(job)
+    from search.train.probe import ProbeTraining
+
+    return ProbeTraining(job, score=score, groups_N=groups_N)
+
+
 def train_fold(
     job: FoldJob, on_epoch: Callable[[EpochResult], bool] = lambda result: True
 ) -> FoldResult | None:
@@ -236,7 +272,7 @@ def train_fold(
 
     Raises Diverged, OutOfMemory, and UserError for an impossible recipe.
     """
-    training = FoldTraining(job)
+    training = make_training(job)
     while not training.done:
         if not on_epoch(training.epoch()):
             return None
@@ -245,7 +281,15 @@ def train_fold(
 
 def save_fold(path: Path, result: FoldResult, recipe: Recipe) -> None:
     """Write the fold's model for `search.model.infer.FoldModel`."""
-    save_model(path, result.state, recipe.to_dict(), len(result.pred_TV))
+    save_model(
+        path,
+        result.state,
+        recipe.to_dict(),
+        len(result.pred_TV),
+        channels=result.channels,
+        views=result.views,
+        link=result.link,
+    )
 
 
 def _reset_peak(device: str) -> None:

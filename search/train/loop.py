@@ -1,6 +1,7 @@
 """One epoch of training. Nothing in its step loop waits for the device.
 
-Shapes: B batch, C channels, H W height and width, T outputs.
+Shapes: B batch (rows; of images as many for each row as it has views), C channels, H W height and
+width, T outputs.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from search.model.infer import autocast
 from search.model.losses import Loss
 from search.model.memory import pieces
 from search.train.checkpoint import TrainState
-from search.train.optim import learning_rate
+from search.train.optim import learning_rate, training_mode
 from spaces.recipe import Recipe
 
 
@@ -37,22 +38,28 @@ def train_epoch(
     """
     generator = torch.Generator().manual_seed(epoch_seed(seed, state.epoch))
     torch.manual_seed(epoch_seed(seed, state.epoch) ^ 1)  # dropout and stochastic depth
-    network, optimizer = state.network.train(), state.optimizer
+    network, optimizer = state.network, state.optimizer
+    training_mode(network)
     rows = len(batches.rows)
     steps = steps_per_epoch(rows, recipe.batch_size)
     total, warmup = steps * recipe.epochs, round(steps * recipe.warmup)
+    head_warmup = round(steps * recipe.head_warmup)
     loss_sum, seen = torch.zeros((), device=batches.device), 0
     drop_last = rows >= recipe.batch_size
     for images_BCHW, targets_BT in batches.epoch(
         recipe.batch_size, recipe.augment, generator, drop_last=drop_last
     ):
-        rate = learning_rate(state.step, total, warmup, recipe.lr)
+        rate = learning_rate(state.step, total, warmup, recipe.lr, recipe.schedule)
+        if recipe.schedule == "plateau":
+            rate *= state.plateau.factor
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        for part in pieces(len(images_BCHW), micro_batch):
-            share = (part.stop - part.start) / len(images_BCHW)
+            waits = group["backbone"] and state.step < head_warmup
+            group["lr"] = 0.0 if waits else rate * group["scale"]
+        views = len(images_BCHW) // len(targets_BT)
+        for part in pieces(len(targets_BT), micro_batch):
+            share = (part.stop - part.start) / len(targets_BT)
             with autocast(batches.device, state.bf16):
-                pred_BT = network(images_BCHW[part])
+                pred_BT = network(images_BCHW[part.start * views : part.stop * views])
             loss = loss_of(pred_BT, targets_BT[part])
             (loss * share).backward()
             loss_sum += loss.detach() * (part.stop - part.start)
@@ -60,6 +67,6 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         state.average.update(state.step)
         state.step += 1
-        seen += len(images_BCHW)
+        seen += len(targets_BT)
     state.epoch += 1
     return float(loss_sum) / seen

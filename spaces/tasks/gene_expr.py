@@ -6,10 +6,11 @@ sizes of the gene lists were never published: 50 and 50 by sum and variance, as 
 
 from pathlib import Path
 
-from spaces.parts import REGRESSION_LOSSES
+from spaces.means import Means
+from spaces.parts import REGRESSION_LOSSES, Regression
 from spaces.recipe import Recipe
 from spaces.space import Choose, Space
-from spaces.task import Means, Task
+from spaces.task import Task
 from spaces.usual import choose_augment, choose_core, choose_regression
 
 
@@ -17,8 +18,11 @@ def space(means: Means) -> Space:
     """The search space under these means (tasks in tables: docs/decisions.md)."""
 
     def define(choose: Choose) -> Recipe:
+        core = choose_core(choose, means)
+        if "probe" in core:
+            return Recipe(**core, task=Regression())
         return Recipe(
-            **choose_core(choose, means),
+            **core,
             stain=choose.pick("stain", ("none", "macenko", "reinhard"), "none"),
             # Stain carries signal here: jitter cost .02 of the score on real tiles
             # (docs/decisions.md), so all colour changes are off unless chosen.
