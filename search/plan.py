@@ -11,7 +11,7 @@ from typing import Any
 
 from search.journal import Event
 from search.policy.rungs import Rung, make_rungs
-from spaces.backbones import FIXED_SIZE, architecture, relative_cost, side_of
+from spaces.backbones import relative_cost, side_of
 from spaces.errors import UserError
 
 DEFAULT_TRIALS = 16
@@ -151,7 +151,7 @@ def plan_images(wish: Wish, native: int, backbones: Sequence[str], gpu: bool) ->
         sizes = (min(native, 64),)
         why = f"images are {native} px; CPU cores afford at most 64"
     # Upscaling adds no information: the store never exceeds the images themselves.
-    wanted = max([*sizes, *(FIXED_SIZE.get(architecture(b), 0) for b in backbones)])
+    wanted = max([*sizes, *(side_of(b, 0) for b in backbones)])
     store_size = min(wanted, native)
     return ImagePlan(
         sizes=sizes,

@@ -41,7 +41,11 @@ FIXED_SIZE = {
     "maxvit_tiny_tf_224": 224,
 }
 
+_HUB_SIDE = 224  # pixels
 _TRANSFORMERS = ("vit", "swin", "eva", "maxvit", "deit", "beit", "cait", "test_vit")
+
+
+HUB = "hf-hub:"  # before the names of models that only the hub knows
 
 
 def architecture(backbone: str) -> str:
@@ -51,19 +55,20 @@ def architecture(backbone: str) -> str:
 
 def family(backbone: str) -> str:
     """ "transformer" or "cnn": learning rates and regularisers differ between the two."""
-    return "transformer" if architecture(backbone).startswith(_TRANSFORMERS) else "cnn"
+    vision = backbone.startswith(HUB)  # foundation models of pathology are vision transformers
+    return "transformer" if vision or architecture(backbone).startswith(_TRANSFORMERS) else "cnn"
 
 
 def series(backbone: str) -> str:
     """The name that a backbone's sizes and versions share: resnet, efficientnet, vit, ..."""
-    plain = re.sub("^(test|tf|legacy)_", "", architecture(backbone))
+    plain = re.sub("^(hf-hub:[^/]*/|(test|tf|legacy)_)", "", architecture(backbone))
     found = re.match(r"[a-z]+?(?=v?\d|_|$)", plain)
     return found[0] if found else plain
 
 
 def side_of(backbone: str, usual: int) -> int:
     """The side in pixels at which a backbone sees images: its own where it is fixed."""
-    return FIXED_SIZE.get(architecture(backbone), usual)
+    return _HUB_SIDE if backbone.startswith(HUB) else FIXED_SIZE.get(architecture(backbone), usual)
 
 
 def relative_cost(backbone: str, image_size: int, gpu: bool) -> float:

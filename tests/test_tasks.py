@@ -49,9 +49,10 @@ class TestOwnFile(TaskContract):
     """Ten lines of a user."""
 
     @pytest.fixture(scope="class", autouse=True)
-    def write(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+    @classmethod
+    def write(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
         folder = tmp_path_factory.mktemp("own")
         (folder / "my_task.py").write_text(OWN)
         write_sample(folder / "data", 0)
-        type(self).task = str(folder / "my_task.py")
-        type(self).data = Path(folder / "data")
+        cls.task = str(folder / "my_task.py")
+        cls.data = Path(folder / "data")

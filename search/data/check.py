@@ -81,8 +81,8 @@ class DataReport:
             labels = label_counts(self.fold_N, table.targets_TN, table.target_names)
         clusters = []
         if self.auto is not None and self.auto.labels is not None:
-            clusters = how_different(self.thumbs_IHW3[: len(table.files) : table.views],
-                                     self.auto.labels)  # fmt: skip
+            train = self.thumbs_IHW3[: len(table.files)]
+            clusters = how_different(train, self.auto.labels, table.views)
         return {
             "root": str(table.root),
             "rows": {"train": len(table.ids), "test": len(table.test_ids)},
@@ -163,7 +163,9 @@ def inspect(
     auto = None
     if groups == "auto":
         values_TN = table.targets_TN if task.task_type == "regression" else None
-        auto = auto_groups(thumbs[: len(table.files) : table.views], seed, targets_TN=values_TN)
+        auto = auto_groups(
+            thumbs[: len(table.files)], seed, targets_TN=values_TN, views=table.views
+        )
         if auto.labels is not None:
             asked = tuple(f"group {label}" for label in auto.labels.tolist())
     row_groups = joined_groups(asked, alike.train, len(table.ids)) if alike.train else asked

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROWS = {"train": (168, 72), "test": (56, 24)}  # benign, malignant
 WRONG = 0.06  # share of labels that are turned round, within each part
-SCANNERS = (0, 3)  # slides whose stain and scanner the one laboratory has
+SLIDE = 0  # whose stain and scanner the one laboratory has
 
 # Of the tissue: mean and spread in benign and in malignant tiles, and bounds.
 FIELDS = ("cover", "radius", "spindle", "clump", "fibre", "align")
@@ -44,8 +44,8 @@ def write_sample(folder: Path, seed: int) -> None:
             shown = tissue.Tissue(
                 **dict(zip(FIELDS, values, strict=True)), fat=fat, blood=blood, glass=0.0
             )
-            slide = tissue.SLIDES[rng.choice(SCANNERS)]
-            Image.fromarray(tissue.draw_tile(rng, shown, slide)).save(images / f"{key}.png")
+            tile = tissue.draw_tile(rng, shown, tissue.SLIDES[SLIDE])
+            Image.fromarray(tile).save(images / f"{key}.png")
         # As many labels of each kind are wrong, so that the classes keep their counts.
         label_N = kind_N.copy()
         wrong = round(WRONG * len(kind_N) / 2)

@@ -11,7 +11,7 @@ def write_sample(folder: Path, seed: int) -> None:
     """Write the sample into `folder`: tables, images, and truth/ with what they hide.
 
     train.csv has id, image (a path), patient, grade, area (percent) and count; test.csv lacks the
-    last three. truth/test.csv holds id and grade of the test rows. The same seed writes the same
+    last three. truth/test.csv holds id and targets of the test rows. The same seed writes the same
     bytes.
     """
     import numpy as np
@@ -47,4 +47,4 @@ def write_sample(folder: Path, seed: int) -> None:
     train, test = table[: PATIENTS["train"] * IMAGES], table[PATIENTS["train"] * IMAGES :]
     train.to_csv(folder / "train.csv", index=False)
     test[["id", "image", "patient"]].to_csv(folder / "test.csv", index=False)
-    test[["id", "grade"]].to_csv(folder / "truth" / "test.csv", index=False)
+    test[["id", "grade", "area", "count"]].to_csv(folder / "truth" / "test.csv", index=False)

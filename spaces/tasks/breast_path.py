@@ -16,6 +16,7 @@ from spaces.space import Choose, Space
 from spaces.task import Task
 from spaces.usual import (
     CPU_BACKBONES,
+    PATHOLOGY,
     choose_augment,
     choose_classification,
     choose_core,
@@ -38,6 +39,7 @@ GPU_BACKBONES = (
     "xception41",
     "convnext_tiny",
     "swinv2_tiny_window8_256",
+    *PATHOLOGY,
 )
 
 

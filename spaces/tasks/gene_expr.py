@@ -11,7 +11,14 @@ from spaces.parts import REGRESSION_LOSSES, Regression
 from spaces.recipe import Recipe
 from spaces.space import Choose, Space
 from spaces.task import Task
-from spaces.usual import choose_augment, choose_core, choose_regression
+from spaces.usual import (
+    CPU_BACKBONES,
+    GPU_BACKBONES,
+    PATHOLOGY,
+    choose_augment,
+    choose_core,
+    choose_regression,
+)
 
 
 def space(means: Means) -> Space:
@@ -42,10 +49,11 @@ def first_recipes(means: Means) -> list[dict[str, object]]:
             {"backbone": "efficientnet_b0", "lr": 1e-3, "head": "activation", "activation": "silu"},
             {"backbone": "resnet50", "lr": 1e-3, "head": "linear"},
             # 25 Optuna trials by another competitor: 3.7e-4, SiLU + dropout 0.5 + linear.
-            {"backbone": "inception_resnet_v2", "lr": 3.7e-4, "drop": 0.5, "batch_size": 32},
+            {"backbone": "inception_resnet_v2", "lr": 3.7e-4, "drop": 0.5},
             {"backbone": "efficientnet_b0", "lr": 3e-4, "loss": "mse_pearson_gene"},
             {"backbone": "densenet121", "lr": 5e-4},
             {"backbone": "swinv2_tiny_window8_256", "lr": 5e-5},
+            *({"backbone": name, "probe": "ridge", "pca": 256} for name in PATHOLOGY),
         ]
     else:
         known = [
@@ -68,6 +76,7 @@ TASK = Task(
     name="gene_expr",
     metric="gene_expr",
     metric_args={"heg_n": 50, "hvg_n": 50, "hvg_stat": "var"},
+    backbones=lambda gpu: (*GPU_BACKBONES, *PATHOLOGY) if gpu else CPU_BACKBONES,
     space=space,
     write_sample=_write_sample,
 )
