@@ -202,6 +202,7 @@ def _readme(bundle: Bundle, report: dict[str, Any], found: Closure) -> str:
     layout, blend = bundle.layout, bundle.blend
     scores = [[row["name"], score_text(row), row["kind"]] for row in report["scores"]]
     steps = [f"{step[0].upper()}{step[1:]}." for step in after(blend, bundle.target_names)]
+    averaged = "" if _refitted(bundle) else "The fold models of a member are averaged; then "
     lines = [
         f"# Ensemble for {bundle.task}",
         "",
@@ -233,7 +234,7 @@ def _readme(bundle: Bundle, report: dict[str, Any], found: Closure) -> str:
         "",
         *_markdown(member_rows(bundle, report)),
         "",
-        f"The fold models of a member are averaged; then `{blend.method}` takes {formula(blend)}.",
+        f"{averaged}`{blend.method}` takes {formula(blend)}.",
         *steps,
         "",
         f"`{MANIFEST}` holds recipes, layout and the digest of every file; a changed byte is "
@@ -245,8 +246,13 @@ def _readme(bundle: Bundle, report: dict[str, Any], found: Closure) -> str:
 
 
 def _models_text(bundle: Bundle) -> str:
-    folds = bundle.members[0].folds
-    return "one model trained on all rows" if folds == [ALL] else f"{len(folds)} fold models"
+    if _refitted(bundle):
+        return "one model trained on all rows"
+    return f"{len(bundle.members[0].folds)} fold models"
+
+
+def _refitted(bundle: Bundle) -> bool:
+    return list(bundle.members[0].folds) == [ALL]
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -73,6 +73,8 @@ def predict_folder(
     ids, files = read_test(layout, data)
     sample = data / layout.sample_submission
     columns, order = read_sample(sample) if sample.is_file() else (bundle.columns, ids)
+    if layout.label_column and set(columns[1:]) != set(bundle.target_names):
+        columns = bundle.columns  # a sample with the label's column, as training reads it
     order = padded(order, layout.id_width)
     views = layout.view_count
     files_of = {name: files[views * i : views * (i + 1)] for i, name in enumerate(ids)}
@@ -89,7 +91,7 @@ def predict_folder(
     preds = predict_chunks(bundle, data, ordered, tta=tta, batch_size=batch_size)
     first = next(preds)  # before a file is begun
     form.write_pieces(out, chain([first], preds), bundle.blend.post.thresholds_T)
-    return len(form.ids), len(form.columns)
+    return len(form.ids), len(form.head)
 
 
 def predict_files(

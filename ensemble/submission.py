@@ -86,15 +86,15 @@ class SubmissionForm:
         they are written. Raises ValueError when they are not as many, and for NaN."""
         if thresholds_T is None:
             thresholds_T = np.full(len(self.target_names), HALF)
-        head, cells = self._cells(np.asarray(thresholds_T))
+        cells = self._cells(np.asarray(thresholds_T))
 
         def fill(temporary: Path) -> None:
             done = 0
             with open(temporary, "w", newline="", encoding="utf-8") as file:
                 lines = self.submission.form == "lines"
                 table = csv.writer(file, lineterminator="\n", delimiter=" " if lines else ",")
-                if head:
-                    table.writerow(head)
+                if not lines:
+                    table.writerow(self.head)
                 for pred_Tn in preds:
                     if not np.isfinite(pred_Tn).all():
                         raise ValueError(f"predictions from row {done} on hold NaN or infinity")
@@ -108,37 +108,49 @@ class SubmissionForm:
 
         write_file(path, fill)
 
+    @property
+    def labels(self) -> bool:
+        """Whether the class is written, in place of a column for each."""
+        return bool(self.label_column) and self.submission.decided == "all"
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """What the columns of the file are called; "lines" do not write it."""
+        if self.submission.form == "cells":
+            return self.columns[0], *_HPA_COLUMNS
+        return (self.columns[0], self.label_column) if self.labels else self.columns
+
     def _cells(
         self, thresholds_T: NDArray[Any]
-    ) -> tuple[Sequence[str], Callable[[str, NDArray[Any]], Iterable[Any]]]:
-        """The head of the file, and what follows a row's id: (id, its values (T,)) -> cells."""
+    ) -> Callable[[str, NDArray[Any]], Iterable[Any]]:
+        """What follows a row's id: (id, its values (T,)) -> cells."""
         if self.submission.form == "cells":
             size_of = dict(zip(self.test_ids, self.sizes, strict=True))
-            return (self.columns[0], *_HPA_COLUMNS), lambda name, values_T: self._hpa(
-                size_of[name], values_T
-            )
-        if self.label_column and self.submission.decided == "all":
-            return (self.columns[0], self.label_column), lambda _, values_T: [
-                self._labels(values_T, thresholds_T)
-            ]
+            return lambda name, values_T: self._hpa(size_of[name], values_T)
+        if self.labels:
+            return lambda _, values_T: [self._labels(values_T, thresholds_T)]
         output_of = {name: output for output, name in enumerate(self.target_names)}
         order = [output_of[name] for name in self.columns[1:]]
         decided_T = self.decided_T
 
         def values(_: str, values_T: NDArray[Any]) -> Iterator[str]:
-            called_T = (values_T >= thresholds_T).tolist()
+            called_T = self._called(values_T, thresholds_T).tolist()
             for output in order:
                 value = float(values_T[output])
                 yield str(int(called_T[output])) if decided_T[output] else DIGITS % value
 
-        return () if self.submission.form == "lines" else self.columns, values
+        return values
+
+    def _called(self, values_T: NDArray[Any], thresholds_T: NDArray[Any]) -> NDArray[np.bool_]:
+        """(T,) the likeliest class, or what reaches its threshold."""
+        if self.task_type == "multiclass":
+            return np.arange(len(values_T)) == values_T.argmax()
+        return np.asarray(values_T >= thresholds_T)
 
     def _labels(self, values_T: NDArray[Any], thresholds_T: NDArray[Any]) -> str:
         """The class, or those whose threshold is reached: the likeliest one at least."""
-        best = int(values_T.argmax())
-        if self.task_type == "multiclass":
-            return self.target_names[best]
-        called = np.flatnonzero(values_T >= thresholds_T).tolist() or [best]
+        called = np.flatnonzero(self._called(values_T, thresholds_T)).tolist()
+        called = called or [int(values_T.argmax())]
         return "|".join(self.target_names[output] for output in called)
 
     def _hpa(self, size: tuple[int, int], values_T: NDArray[Any]) -> list[Any]:

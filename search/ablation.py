@@ -49,7 +49,7 @@ def rows(journal: Journal, trials: Trials) -> list[dict[str, Any]]:
         part, asked = asked[: event.data["trials"]], asked[event.data["trials"] :]
         asked_for = zip(event.data["changes"], part, strict=False)  # some may be still to come
         table = [_row(Change(**change), trial, base) for change, trial in asked_for]
-        table.sort(key=lambda row: -(row["score"] or float("-inf")))
+        table.sort(key=lambda row: float("inf") if row["score"] is None else -row["score"])
         found += [_base_row(base), *table]
     return found
 

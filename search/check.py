@@ -125,7 +125,8 @@ def _lines(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"{row['id']} {' '.join(row['files'])}: {row['reason']}"
     groups = data["groups"]
     if groups is not None:
-        yield "groups", str(groups) if isinstance(groups, int) else _counts(groups)
+        many = f"{groups}: rows that look alike are one"
+        yield "groups", many if isinstance(groups, int) else _counts(groups)
     for cluster in data["clusters"]:
         yield "", ", ".join(f"{name} {value:.3g}" for name, value in cluster.items())
     yield "fold sizes", ", ".join(map(str, data["fold_sizes"]))

@@ -71,9 +71,12 @@ def show_trial(run: RunFolder, frame: "pd.DataFrame", trial: int, console: "Cons
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     folds = sorted((n for n in row if str(n).startswith("fold_")), key=lambda n: int(str(n)[5:]))
-    grid.add_row("trial", f"{trial}, {row['state']}: {row['reason']}")
-    grid.add_row("score", f"{row['score']:.4f} (sd {row['sd']:.4f} over folds)")
-    grid.add_row("folds", " ".join(f"{row[n]:.4f}" for n in folds))
+    grid.add_row("trial", Text(f"{trial}, {row['state']}: {row['reason']}"))
+    if row["folds_done"]:
+        spread = f" (sd {row['sd']:.4f} over folds)" if row["sd"] == row["sd"] else ""
+        grid.add_row("score", f"{row['score']:.4f}{spread}")
+        # A fold that was not trained has no score.
+        grid.add_row("folds", " ".join(f"{row[n]:.4f}" if row[n] == row[n] else "-" for n in folds))
     for name in (n for n in row if str(n).startswith("part_") and row[n] == row[n]):
         grid.add_row(str(name)[5:].replace("_", " "), f"{row[name]:.4f}")
     recipe = json.loads(row["recipe"])
@@ -89,6 +92,7 @@ def show_trial(run: RunFolder, frame: "pd.DataFrame", trial: int, console: "Cons
 
 def _show_decisions(run: RunFolder, facts: dict[str, Any], trial: int, console: "Console") -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from search.data.folds import read_folds
     from search.oof import read_oof
@@ -110,18 +114,26 @@ def _show_decisions(run: RunFolder, facts: dict[str, Any], trial: int, console: 
     for t, name in list(enumerate(names))[:SHOWN]:
         c = found.counts
         table.add_row(
-            str(name),
+            Text(str(name)),
             *(str(int(x[t])) for x in (c.tp, c.fp, c.fn, c.tn)),
             *(f"{rates[r][t]:.3f}" if rates[r][t] == rates[r][t] else "-" for r in RATES),
         )
     console.print(table)
+    if len(names) > SHOWN:
+        console.print(f"the first {SHOWN} of {len(names)} targets")
     if found.confusion_TT is not None:
-        console.print("\nconfusion: a row per true class, a column per decided class")
+        # Numbers over the columns: names of classes are long, and a cut count would mislead.
+        console.print(
+            "\nconfusion: a row per true class, a column per decided class, in this order"
+        )
         grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-        for title in ("", *map(str, names)):
-            grid.add_column(title, justify="right")
-        for name, counts_T in zip(names, found.confusion_TT.tolist(), strict=True):
-            grid.add_row(str(name), *map(str, counts_T))
+        grid.add_column("", justify="right")
+        for title in range(1, len(names) + 1):
+            grid.add_column(str(title), justify="right", no_wrap=True)
+        for number, (name, counts_T) in enumerate(
+            zip(names, found.confusion_TT.tolist(), strict=True), start=1
+        ):
+            grid.add_row(Text(f"{number} {name}"), *map(str, counts_T))
         console.print(grid)
 
 

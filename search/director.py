@@ -130,9 +130,14 @@ class Director:
             trial, verdict = self.trials.all[last.trial], last.data["verdict"]
             if verdict == CUT and trial.state == states.RUNNING:
                 self._end(trial, states.PRUNED, last.data["reason"])
+            rung = Rung.parse(last.data["rung"])
+            wanted = self._wanted(trial, rung)
+            if wanted and self.rungs.waits_at(trial.number):
+                self._decide(self.rungs.extra_pass(trial.number, wanted))
             # Who was taken up has not just arrived: nobody else is judged then.
-            if verdict != GOES_ON or (before.kind, before.trial) == ("rung", last.trial):
-                self._cut_hopeless(Rung.parse(last.data["rung"]))
+            arrived = before.kind == "rung" or (wanted and before.kind == "decision")
+            if verdict != GOES_ON or (arrived and before.trial == last.trial):
+                self._cut_hopeless(rung)
         for trial in self.trials.open():
             self._advance(trial)
 

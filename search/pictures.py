@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from search.data.check import DataReport
 
 SHOWN = 12  # images or pairs of a kind
@@ -13,7 +15,7 @@ def draw(report: "DataReport", folder: Path) -> list[str]:
     """Write the pictures that there is something to see in; their names."""
     from search.data import pictures
     from search.data.borders import clean
-    from search.data.decode import decode
+    from search.data.decode import decode_image
 
     table, images, thumbs = report.table, report.images, report.thumbs_IHW3
     views, count = table.views, len(table.ids)
@@ -28,16 +30,26 @@ def draw(report: "DataReport", folder: Path) -> list[str]:
     pairs = [*alike.train, *((i, count + j) for i, j in alike.crossing)][:SHOWN]
     if pairs:
         pictures.duplicates(thumbs[::views], pairs, path("duplicates.png"), names=ids)
+    files_of = {files[0]: files for files in (*table.files, *table.test_files)}
     for name, found in (("borders", images.borders), ("captions", images.captions)):
-        before = [decode(table.root / file, None) for file in list(found)[:SHOWN]]
+        shown = [file for file in found if file in files_of][:SHOWN]
+        before = [decode_image(table.root, files_of[file], None) for file in shown]
         after = [
             clean(image, crop_borders=name == "borders", hide_captions=name == "captions")[0]
             for image in before
         ]
         if before:
-            together = list(zip(before, after, strict=True))
-            pictures.before_after(together, path(f"{name}.png"), names=list(found))
+            together = [(_coloured(a), _coloured(b)) for a, b in zip(before, after, strict=True)]
+            pictures.before_after(together, path(f"{name}.png"), names=shown)
     if report.auto is not None and report.auto.labels is not None:
         train = thumbs[: len(table.files) : views]
         pictures.clusters(train, report.auto.labels, path("groups.png"))
     return drawn
+
+
+def _coloured(image_HWC: "np.ndarray") -> "np.ndarray":
+    """The first three channels as red, green and blue."""
+    import numpy as np
+
+    missing = max(0, 3 - image_HWC.shape[2])
+    return np.pad(image_HWC[..., :3], ((0, 0), (0, 0), (0, missing)))

@@ -43,7 +43,6 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     from search.data.cache import default_cache, open_store
     from search.data.cleaning import cleaner
     from search.data.source import resolve_data, sample_notice
-    from search.model.initial import plan_initial
 
     # What costs nothing to check comes first: a typing error is answered at once.
     options = task_options(args)
@@ -68,6 +67,8 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     table = report.table
     initial: dict[str, dict[str, str]] = {}
     if args.init_from:
+        from search.model.initial import plan_initial
+
         start = plan_initial(args.init_from, backbones, table.ids, report.fold_N)
         say(f"weights: {start.sentence}")
         backbones = tuple(name for name in backbones if name in start.files)
@@ -215,7 +216,8 @@ def _say_groups(report: "DataReport", asked: str, say: Say) -> None:
     if report.auto is None:
         return
     if report.auto.labels is None:
-        say(f"groups: none found ({report.auto.reason}); rows are folded at random")
+        reason = report.auto.reason.removeprefix("no groups: ")
+        say(f"groups: none found ({reason}); rows are folded one by one")
     else:
         say(f"groups: {report.auto.reason}; folds follow them (--groups none to switch off)")
 

@@ -81,6 +81,8 @@ def _train(setup: Setup, trial: Trial, folder: Path) -> "NDArray[np.float32]":
     import torch
 
     from search.data.cache import load_store
+    from search.data.folds import read_folds
+    from search.metrics import FittedMetric
     from search.oof import save_rows
     from search.train.fold import FoldJob, make_training, save_fold
 
@@ -94,6 +96,9 @@ def _train(setup: Setup, trial: Trial, folder: Path) -> "NDArray[np.float32]":
     rows = targets_TN.shape[1]
     images_NHWC = load_store(setup.store).images_NHWC
     cut = rows * task.layout.view_count
+    metric, group = FittedMetric.from_dict(setup.metric), read_folds(setup.run.folds).group
+    # Any fold's start will do: nothing is validated that it might have seen.
+    initial = setup.initial.get(recipe.backbone, {}).get("0")
     training = make_training(
         FoldJob(
             recipe=recipe,
@@ -101,7 +106,7 @@ def _train(setup: Setup, trial: Trial, folder: Path) -> "NDArray[np.float32]":
             targets_TN=targets_TN,
             train_rows=np.arange(rows),
             valid_rows=np.arange(0),
-            test_images_NHWC=images_NHWC[cut:],
+            test_images_NHWC=images_NHWC[cut:],  # perhaps none: then predictions of no rows
             seed=derive(setup.seed, trial.number, ALL, recipe.seed),
             device="cuda" if torch.cuda.is_available() else "cpu",
             weights_dir=setup.weights_dir,
@@ -111,8 +116,10 @@ def _train(setup: Setup, trial: Trial, folder: Path) -> "NDArray[np.float32]":
             mirror_targets=mirror.places(setup.target_names) if mirror else None,
             cache=setup.cache,
             store_key=setup.store.name,
-            initial=None,
-        )
+            initial=Path(initial) if initial else None,
+        ),
+        score=lambda pred_TN, true_TN: metric.score(pred_TN, true_TN).value,
+        groups_N=None if group is None else np.unique(np.array(group), return_inverse=True)[1],
     )
     started = time.monotonic()
     while not training.done:

@@ -147,6 +147,9 @@ def _need_folders(setup: Setup) -> None:
         )
     if setup.weights_dir and not setup.weights_dir.is_dir():
         faults.append(f"the folder of weights {setup.weights_dir} is gone; put it back there")
+    starts = {path for files in setup.initial.values() for path in files.values()}
+    if lost := sorted(path for path in starts if not Path(path).is_file()):
+        faults.append(f"the checkpoints that folds start from are gone: {', '.join(lost[:5])}")
     if faults:
         raise UserError(faults)
 

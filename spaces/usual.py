@@ -70,6 +70,9 @@ def choose_core(choose: Choose, means: Means, tta: Sequence[int] = TTA) -> dict[
     size = side_of(backbone, 0) or choose.pick(
         "image_size", means.image_sizes, means.image_sizes[0]
     )
+    # What was learned on ImageNet expects its statistics; what starts from nothing learns sooner
+    # from the data's own (docs/decisions.md).
+    normalise = "imagenet" if means.pretrained else "train"
     # Frozen features tell something only where they were learned on something.
     probe = "none"
     if means.pretrained:
@@ -79,7 +82,7 @@ def choose_core(choose: Choose, means: Means, tta: Sequence[int] = TTA) -> dict[
         "backbone": backbone,
         "weights": weights,
         "image_size": size,
-        "normalise": choose.pick("normalise", ("imagenet", "minmax", "train"), "imagenet"),
+        "normalise": choose.pick("normalise", ("imagenet", "minmax", "train", "image"), normalise),
         "tta": choose.pick("tta", tta, tta[-1]),
         "epochs": means.epochs,
     }

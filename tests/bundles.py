@@ -17,6 +17,7 @@ from ensemble.blend import Blend, Post
 from ensemble.export import export
 from ensemble.members import load_members
 from ensemble.submission import SubmissionForm
+from search.data.cleaning import NOTHING
 from search.data.decode import decode
 from search.data.folds import make_folds, write_folds
 from search.metrics import get_metric
@@ -28,6 +29,7 @@ from spaces.recipe import Recipe
 
 NAMES = ("GENE1", "GENE2", "GENE3")
 TRAIN, TEST, STORE = 36, 7, 40
+LAYOUT = Layout()
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -73,9 +75,11 @@ def train_run(root):
         run.run,
         {
             "task": "gene_expr",
+            "task_type": "regression",
             "metric": metric.to_dict(),
             "target_names": NAMES,
-            "layout": dataclasses.asdict(Layout()),
+            "layout": dataclasses.asdict(LAYOUT),
+            "clean": NOTHING,
             "plan": {"store_size": STORE},
         },
     )
@@ -141,10 +145,12 @@ def export_blend(run, out, blend=None):
 
 
 def write_submission(run, blend):
-    """RUN/submission.csv from the predictions that training kept."""
+    """RUN/submission.csv from the predictions that training kept; its path."""
     form = SubmissionForm.load(run.form)
     shape = len(form.target_names), len(form.test_ids)
-    form.write(run.submission, blend.apply([read_test(run.oof(m), *shape) for m in blend.members]))
+    path = run.root / LAYOUT.submission.file
+    form.write(path, blend.apply([read_test(run.oof(m), *shape) for m in blend.members]))
+    return path
 
 
 def build_run(trained, root):
@@ -152,8 +158,8 @@ def build_run(trained, root):
     shutil.copytree(trained.run.root, root)
     run = RunFolder(root)
     export_blend(run, run.ensemble)
-    write_submission(run, make_blend())
-    return SimpleNamespace(**{**vars(trained), "run": run})
+    submission = write_submission(run, make_blend())
+    return SimpleNamespace(**{**vars(trained), "run": run, "submission": submission})
 
 
 def read_csv(path):

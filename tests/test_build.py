@@ -117,7 +117,7 @@ def test_a_fold_with_one_class_is_refused_where_the_metric_needs_two(folder):
 
 def test_a_metric_of_another_task_type_is_refused(folder):
     _, arguments = write(folder, "regression")
-    with pytest.raises(UserError, match="--task-type is regression"):
+    with pytest.raises(UserError, match="the task type is regression"):
         main([*arguments, "--metric", "auroc", "--task-type", "regression"])
 
 

@@ -16,19 +16,22 @@ from ensemble import predict as prediction
 from ensemble.build import build
 from ensemble.bundle import Bundle, file_digest
 from ensemble.export import export
-from ensemble.members import RunFacts, load_members, score_submission
+from ensemble.members import RunFacts, load_members, score_truth
+from ensemble.submission import SubmissionForm
 from ensemble.vendor import closure, requirements
 from search.run_folder import RunFolder
 from spaces.errors import UserError
 from tests.bundles import (
     NAMES,
     REPO,
+    TEST,
     WEIGHTS,
     export_blend,
     make_blend,
     make_report,
     read_csv,
     spoil,
+    write_csv,
 )
 
 
@@ -53,8 +56,9 @@ def test_build_leaves_a_verified_bundle_and_a_submission_in_the_samples_order(tr
     assert {member.name: member.weight for member in bundle.members} == (
         json.loads((run.ensemble / "ensemble.json").read_text())["weights"]
     )
-    assert result.submission == run.submission
-    sample, ours = (read_csv(p) for p in (trained.data / "sample_submission.csv", run.submission))
+    assert result.submission == run.root / "submission.csv"
+    files = trained.data / "sample_submission.csv", result.submission
+    sample, ours = (read_csv(path) for path in files)
     assert [sample[0], *(row[0] for row in sample)] == [ours[0], *(row[0] for row in ours)]
     assert not list(run.root.glob(".ensemble.*.old"))
 
@@ -214,17 +218,20 @@ def test_the_command_refuses_a_changed_bundle_with_exit_1_and_writes_nothing(bun
     assert not out.exists()
 
 
-def test_the_submission_is_scored_against_the_truth(built):
+def test_test_predictions_are_scored_against_the_rows_of_the_truth(built, tmp_path):
     facts = RunFacts.read(built.run)
     truth = built.data / "truth.csv"
-    score = score_submission(built.run.submission, truth, facts)
-    value_of = {row[0]: row for row in read_csv(built.run.submission)[1:]}
-    rows = read_csv(truth)[1:]
-    pred = np.array([[float(value_of[r[0]][c]) for c in (2, 3, 1)] for r in rows]).T
-    true = np.array([[float(v) for v in r[1:]] for r in rows]).T
-    assert score == facts.metric.score(pred, true)
-    perfect = score_submission(truth, truth, facts)
-    assert perfect.value == pytest.approx(1)
+    form = SubmissionForm.load(built.run.form)
+    pred_TN = np.random.default_rng(0).random((3, TEST))
+    rows = [row[:1] + [float(value) for value in row[1:]] for row in read_csv(truth)[1:]]
+    true_TN = np.array([row[1:] for row in rows]).T
+    assert score_truth(pred_TN, form.test_ids, truth, facts) == facts.metric.score(pred_TN, true_TN)
+    some = tmp_path / "some.csv"
+    write_csv(some, [("ID", *NAMES), *rows[5:1:-1]])
+    wanted = facts.metric.score(pred_TN[:, 5:1:-1], true_TN[:, 5:1:-1])
+    assert score_truth(pred_TN, form.test_ids, some, facts) == wanted
+    with pytest.raises(UserError, match=f"no test rows: {rows[0][0]}"):
+        score_truth(pred_TN[:, 1:], form.test_ids[1:], truth, facts)
 
 
 def test_exporting_again_replaces_the_bundle_and_spares_other_folders(trained, tmp_path):
@@ -252,7 +259,7 @@ def test_a_failed_export_names_all_members_without_models_and_leaves_the_old_bun
     export_blend(run, run.ensemble)
     for model in run.root.glob("checkpoints/*/fold-2.safetensors"):
         model.unlink()
-    with pytest.raises(UserError, match=r"lacks the models of folds \[2\]") as caught:
+    with pytest.raises(UserError, match=r"lacks the models of folds 2 in") as caught:
         export_blend(run, run.ensemble)
     assert [fault.split()[1] for fault in caught.value.faults] == ["1", "0"]
     assert Bundle.open(run.ensemble)
@@ -286,5 +293,5 @@ def test_a_bundle_of_another_format_names_its_own_predict(bundle):
     content = {name: value for name, value in data.items() if name != "digest"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps({**data, "digest": digest}))
-    with pytest.raises(UserError, match=r"has format 1; this version reads 2: use the predict\.py"):
+    with pytest.raises(UserError, match=r"has format 1; this version reads 3: use the predict\.py"):
         Bundle.open(bundle)

@@ -16,9 +16,10 @@ from search.data.source import resolve_data
 from search.data.table import Table
 from spaces.errors import UserError
 from spaces.registry import load_task
-from tests.datafolder import LAYOUT, edit_csv, make_folder, png, truncate
+from tests.datafolder import edit_csv, make_folder, png, truncate
 
 REPO = Path(__file__).parents[1]
+TASK = load_task("gene_expr")
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_clean_folder_has_a_report_that_is_json(root: Path) -> None:
-    report = inspect(LAYOUT, root, groups="none")
+    report = inspect(TASK, root, groups="none")
     data = json.loads(json.dumps(report.to_dict()))
     assert data["rows"] == {"train": 48, "test": 6}
     assert data["images"]["count"] == 54 and data["images"]["sizes"] == {"16x16": 54}
@@ -43,7 +44,7 @@ def test_conversions_and_sizes_are_counted(root: Path) -> None:
     Image.fromarray(pixels).save(root / "train/0001.png")
     Image.fromarray(pixels[:8, :12, :3]).save(root / "train/0002.png")
     (root / "train/0003.png").write_bytes(png(np.full((16, 16, 1), 4000, dtype=np.uint16)))
-    report = inspect(LAYOUT, root)
+    report = inspect(TASK, root)
     assert report.images.converted == {"grey": 2, "alpha": 1, "16 bit": 1}
     assert report.images.sizes == {"16x16": 53, "12x8": 1}
     text = "\n".join(report.warnings)
@@ -54,17 +55,17 @@ def test_unreadable_images_stop_the_run_with_the_list(root: Path) -> None:
     for name in ("train/0002.png", "train/0007.png", "test/0001.png"):
         truncate(root / name)
     with pytest.raises(UserError) as caught:
-        inspect(LAYOUT, root)
+        inspect(TASK, root)
     assert len(caught.value.faults) == 3
     assert all("is unreadable" in fault for fault in caught.value.faults)
 
 
 def test_skip_bad_leaves_train_rows_out_and_lists_them(root: Path) -> None:
     truncate(root / "train/0002.png")
-    report = inspect(LAYOUT, root, skip_bad=True)
+    report = inspect(TASK, root, skip_bad=True)
     assert len(report.table.ids) == 47 and "0002" not in report.table.ids
     (row,) = report.to_dict()["quarantined"]
-    assert (row["id"], row["path"]) == ("0002", "train/0002.png") and row["reason"]
+    assert (row["id"], row["files"]) == ("0002", ("train/0002.png",)) and row["reason"]
     assert any("0002 (1)" in warning for warning in report.warnings)
 
 
@@ -72,7 +73,7 @@ def test_an_unreadable_test_image_stays_a_fault_with_skip_bad(root: Path) -> Non
     truncate(root / "train/0002.png")
     truncate(root / "test/0001.png")
     with pytest.raises(UserError) as caught:
-        inspect(LAYOUT, root, skip_bad=True)
+        inspect(TASK, root, skip_bad=True)
     (fault,) = caught.value.faults
     assert "test/0001.png" in fault and "cannot be skipped" in fault
 
@@ -86,7 +87,7 @@ def test_faults_of_table_images_folds_and_disk_come_together(root: Path) -> None
         return [(root, 10**18 + len(table.ids), "the cake")]
 
     with pytest.raises(UserError) as caught:
-        inspect(LAYOUT, root, groups="slide.csv", needs=needs)
+        inspect(TASK, root, groups="slide.csv", needs=needs)
     text = str(caught.value)
     for part in ("'g1'", "0004.png", "0002.png is unreadable", "slide.csv", "the cake needs"):
         assert part in text
@@ -96,29 +97,42 @@ def test_faults_of_table_images_folds_and_disk_come_together(root: Path) -> None
 @pytest.mark.parametrize("groups", ["none", "auto"])
 def test_too_few_rows_per_fold_are_a_fault(tmp_path: Path, groups: str) -> None:
     with pytest.raises(UserError, match="at least 8 rows each"):
-        inspect(LAYOUT, make_folder(tmp_path, rows=20), groups=groups)
+        inspect(TASK, make_folder(tmp_path, rows=20), groups=groups)
 
 
 def test_groups_make_the_folds(tmp_path: Path) -> None:
     root = make_folder(tmp_path, columns={"slide": [f"s{i % 3}" for i in range(48)]})
-    report = inspect(LAYOUT, root, groups="slide")
+    report = inspect(TASK, root, groups="slide")
     assert report.to_dict()["groups"] == {"s0": 16, "s1": 16, "s2": 16}
     assert report.to_dict()["fold_sizes"] == [16, 16, 16]
-    assert inspect(LAYOUT, root, groups="auto").fold_N is None
+
+
+def test_auto_tells_what_it_found_and_folds_the_rows(root: Path) -> None:
+    report = inspect(TASK, root, groups="auto")
+    assert report.auto is not None and report.auto.labels is None and report.groups is None
+    assert sorted(np.bincount(report.fold_N)) == [9, 9, 10, 10, 10]
+    rng = np.random.default_rng(0)
+    for row in range(48):
+        pixels = rng.normal(190 if row % 3 else 60, 15, (16, 16)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / f"train/{row:04d}.png")
+    report = inspect(TASK, root, groups="auto")
+    assert report.to_dict()["groups"] == {"group 0": 32, "group 1": 16}
+    assert report.to_dict()["fold_sizes"] == [32, 16]
+    assert len(report.to_dict()["clusters"]) == 2
 
 
 def test_a_groups_file_may_name_a_quarantined_row(root: Path) -> None:
     path = root.parent / "groups.csv"
     path.write_text("ID,slide\n" + "".join(f"{i:04d},s{i % 3}\n" for i in range(48)))
     truncate(root / "train/0002.png")
-    assert inspect(LAYOUT, root, groups=str(path), skip_bad=True).groups is not None
+    assert inspect(TASK, root, groups=str(path), skip_bad=True).groups is not None
 
 
 def test_files_with_the_same_bytes_are_told_also_across_train_and_test(root: Path) -> None:
     data = (root / "train/0000.png").read_bytes()
     (root / "train/0005.png").write_bytes(data)
     (root / "test/0002.png").write_bytes((root / "train/0009.png").read_bytes())
-    duplicates = inspect(LAYOUT, root).to_dict()["duplicates"]
+    duplicates = inspect(TASK, root).to_dict()["duplicates"]
     assert duplicates["files"] == [
         ["train/0000.png", "train/0005.png"],
         ["train/0009.png", "test/0002.png"],
@@ -132,19 +146,21 @@ def test_images_outside_the_folder_are_never_opened(tmp_path: Path) -> None:
     (root / "train/0000.png").rename(tmp_path / "secret.png")
     edit_csv(root / "train.csv", 0, "path", "../secret.png")
     with pytest.raises(UserError) as caught:
-        inspect(LAYOUT, root)
+        inspect(TASK, root)
     assert "unreadable" not in str(caught.value) and "leave the data folder" in str(caught.value)
 
 
 def test_the_number_of_threads_does_not_change_the_report(root: Path) -> None:
     paths = [f"train/{i:04d}.png" for i in range(48)]
     truncate(root / paths[3])
-    assert check_images(root, paths, workers=1) == check_images(root, paths, workers=4)
+    one, four = (vars(check_images(root, paths, workers=workers)) for workers in (1, 4))
+    for name, value in one.items():
+        np.testing.assert_equal(four[name], value, err_msg=name)
 
 
 def test_progress_counts_every_image(root: Path) -> None:
     seen: list[tuple[int, int]] = []
-    inspect(LAYOUT, root, progress=lambda done, total: seen.append((done, total)))
+    inspect(TASK, root, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 54) for i in range(1, 55)]
 
 
@@ -188,7 +204,7 @@ def test_without_data_the_sample_is_used_and_told_first(
 ) -> None:
     # A small one of its own: the real sample takes seconds to draw.
     task = replace(load_task("gene_expr"), write_sample=lambda folder, seed: make_folder(folder))
-    monkeypatch.setattr("spaces.registry.load_task", lambda name: task)
+    monkeypatch.setattr("spaces.registry.load_task", lambda name, options: task)
     assert main(["gene_expr", "--cache", str(tmp_path / "cache")]) == 0
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert "embedded sample of gene_expr" in first
@@ -206,7 +222,7 @@ def test_the_sample_is_written_once_whole_per_seed(tmp_path: Path) -> None:
     root = resolve_data(task, None, tmp_path, 0)
     assert resolve_data(task, None, tmp_path, 0) == root and calls == [0]
     assert root.is_relative_to(tmp_path / "samples") and root.name.startswith("gene_expr-")
-    inspect(LAYOUT, root)
+    inspect(TASK, root)
     assert resolve_data(task, None, tmp_path, 1) != root and calls == [0, 1]
 
 
@@ -232,7 +248,7 @@ def test_given_data_is_used_as_it_is(root: Path, tmp_path: Path) -> None:
 @pytest.mark.real_data
 def test_her2st_has_no_fault(data_root: Path) -> None:
     root = data_root / "her2st"
-    report = inspect(LAYOUT, root, groups=f"{root / 'train_slides.csv'}:section")
+    report = inspect(TASK, root, groups=f"{root / 'train_slides.csv'}:section")
     assert report.to_dict()["groups"] == {"B4": 101, "C2": 185, "C3": 179, "C4": 184, "C5": 179}
     assert report.to_dict()["fold_sizes"] == [101, 185, 179, 184, 179]
     assert len(report.table.target_names) == 250 and len(report.table.test_ids) == 244

@@ -15,15 +15,19 @@ from spaces.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Positionals in capitals. The list grows with the issue that names a flag, and with nothing else.
+# Positionals in capitals.
+OWN_TASK = "--targets --task-type --metric --image-columns --id-column"  # of the task csv
 FLAGS = {
     "search.run": (
         "TASK --data --out --trials --hours --epochs --folds --groups --image-size --backbone "
         "--gpus-per-trial --cpus-per-trial --address --weights --cache --seed --resume --dry-run "
-        "--skip-bad --extend --force --keep-gb --warm-start"
+        "--skip-bad --extend --force --keep-gb --warm-start --group-duplicates --crop-borders "
+        f"--mask-captions --init-from --ablate --refit {OWN_TASK}"
     ),
-    "search.check": "TASK --data --groups --skip-bad --cache",
-    "search.leaderboard": "RUN --top --json",
+    "search.check": (
+        f"TASK --data --groups --skip-bad --cache --group-duplicates --folds --pictures {OWN_TASK}"
+    ),
+    "search.leaderboard": "RUN --top --trial --json",
     "ensemble.build": (
         "RUN --method --max-members --max-per-family --max-mb --max-ms --sorted-start --bag --add "
         "--out --oof --target --folds --metric --task-type --id-column --test"

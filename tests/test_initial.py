@@ -151,7 +151,7 @@ def test_a_run_gives_each_backbone_its_best_trial(run: RunFolder) -> None:
         assert plan.file_for("test_resnet", fold) == run.checkpoints(1) / name
         assert plan.file_for("test_vit", fold) == run.checkpoints(2) / name
         assert plan.file_for("resnet18", fold) is None
-    assert "test_resnet from trial 1" in plan.sentence and "as ever: resnet18" in plan.sentence
+    assert "test_resnet from trial 1" in plan.sentence and "left out: resnet18" in plan.sentence
     assert plan.file_for("test_resnet", 4) == run.checkpoints(1) / "fold-1.safetensors"
 
 

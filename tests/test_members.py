@@ -62,9 +62,10 @@ def test_runs_of_another_task_and_metric_are_refused_with_all_differences(pair):
 
 def test_a_member_without_test_predictions_costs_the_submission_and_it_is_said(pair):
     run = pair[0]
-    run.submission.write_text("of an older ensemble")
+    submission = run.root / "submission.csv"
+    submission.write_text("of an older ensemble")
     for member in load_members(run).members:
         (member.oof_folder / "test.npy").unlink()
     result = build(run)
-    assert result.submission is None and not run.submission.exists()
+    assert result.submission is None and not submission.exists()
     assert "no submission" in read_json(run.ensemble / "ensemble.json")["notes"][0]

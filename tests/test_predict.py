@@ -34,6 +34,8 @@ from tests.bundles import (
     spoil,
 )
 
+FILES = [(f"tiles/R_{i:02d}.png",) for i in range(TRAIN + TEST)]
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bundle_predicts_what_its_blend_makes_of_its_members(trained, tmp_path, kind):
@@ -44,8 +46,7 @@ def test_a_bundle_predicts_what_its_blend_makes_of_its_members(trained, tmp_path
     for member in bundle.members:
         folds = [predict_fold(bundle, member.name, k, images_NHWC) for k in range(3)]
         preds_mTN.append(np.float32(np.mean(np.float64(folds), axis=0)))
-    paths = [f"tiles/R_{i:02d}.png" for i in range(TRAIN, TRAIN + TEST)]
-    pred_TN = predict_files(bundle, trained.data, paths)
+    pred_TN = predict_files(bundle, trained.data, FILES[TRAIN:])
     np.testing.assert_array_equal(pred_TN, blend.apply(preds_mTN))
     for name in ("thresholds_T", "mean_T"):
         np.testing.assert_equal(getattr(bundle.blend.post, name), getattr(blend.post, name))
@@ -68,11 +69,11 @@ def test_prediction_from_files_equals_the_submission_kept_from_training(built, t
     out = tmp_path / "mine.csv"
     arguments = [str(built.run.ensemble), "--data", str(built.data), "--out", str(out)]
     prediction.main([*arguments, "--batch-size", "3"])
-    assert read_csv(out)[0] == read_csv(built.run.submission)[0]
-    assert [r[0] for r in read_csv(out)] == [r[0] for r in read_csv(built.run.submission)]
-    assert np.abs(numbers(out) - numbers(built.run.submission)).max() < 1e-4
+    assert read_csv(out)[0] == read_csv(built.submission)[0]
+    assert [r[0] for r in read_csv(out)] == [r[0] for r in read_csv(built.submission)]
+    assert np.abs(numbers(out) - numbers(built.submission)).max() < 1e-4
     prediction.main([*arguments, "--tta", "8"])
-    assert np.abs(numbers(out) - numbers(built.run.submission)).max() > 1e-4
+    assert np.abs(numbers(out) - numbers(built.submission)).max() > 1e-4
 
 
 def test_unreadable_and_missing_images_are_all_named_before_anything_is_predicted(
@@ -102,7 +103,7 @@ def test_a_folder_without_a_sample_gets_the_bundles_columns_and_the_test_rows(bu
     prediction.main([str(built.run.ensemble), "--data", str(data), "--out", str(out)])
     assert read_csv(out)[0] == ["ID", "GENE3", "GENE1", "GENE2"]
     assert [r[0] for r in read_csv(out)[1:]] == [r[0] for r in read_csv(data / "test.csv")[1:]]
-    assert np.abs(numbers(out)[::-1] - numbers(built.run.submission)).max() < 1e-4
+    assert np.abs(numbers(out)[::-1] - numbers(built.submission)).max() < 1e-4
 
 
 def test_a_sample_with_other_targets_is_refused(built, tmp_path):
@@ -125,8 +126,6 @@ def test_impossible_arguments_are_told_together(built, tmp_path):
 
 # --- chunks and memory
 
-PATHS = [f"tiles/R_{i:02d}.png" for i in range(TRAIN + TEST)]
-
 
 def hold(monkeypatch, images):
     """Chunks of at most this many images."""
@@ -136,7 +135,7 @@ def hold(monkeypatch, images):
 @pytest.mark.parametrize("kept", [True, False])
 def test_chunks_change_no_bit_and_leave_nothing(built, tmp_path, monkeypatch, kept):
     bundle = Bundle.open(built.run.ensemble)
-    whole_TN = predict_files(bundle, built.data, PATHS, batch_size=7)
+    whole_TN = predict_files(bundle, built.data, FILES, batch_size=7)
     loads = []
     load = FoldModel.load
     monkeypatch.setattr(FoldModel, "load", lambda *given: loads.append(given) or load(*given))
@@ -144,8 +143,8 @@ def test_chunks_change_no_bit_and_leave_nothing(built, tmp_path, monkeypatch, ke
     hold(monkeypatch, 7)
     if not kept:
         monkeypatch.setattr("ensemble.inference.MODEL_BYTES", 0)
-    np.testing.assert_array_equal(predict_files(bundle, built.data, PATHS, batch_size=7), whole_TN)
-    chunks = -(-len(PATHS) // 7)
+    np.testing.assert_array_equal(predict_files(bundle, built.data, FILES, batch_size=7), whole_TN)
+    chunks = -(-len(FILES) // 7)
     assert len(loads) == (6 if kept else 6 * chunks)
     assert not list(tmp_path.iterdir())
 
@@ -174,7 +173,7 @@ def test_chunks_are_whole_batches_and_hold_the_members_predictions_too(built, mo
 def test_the_batch_size_decides_the_last_bits_only(built, batch_size):
     bundle = Bundle.open(built.run.ensemble)
     ours_TN, theirs_TN = (
-        predict_files(bundle, built.data, PATHS, batch_size=size) for size in (batch_size, 16)
+        predict_files(bundle, built.data, FILES, batch_size=size) for size in (batch_size, 16)
     )
     np.testing.assert_allclose(ours_TN, theirs_TN, rtol=0, atol=1e-5)
 
@@ -184,14 +183,14 @@ def test_with_chunks_missing_and_foreign_files_are_all_named_before_anything_is_
 ):
     data = tmp_path / "data"
     shutil.copytree(built.data, data)
-    bad = [data / PATHS[row] for row in (TRAIN, TRAIN + 3, TRAIN + 6)]
+    bad = [data / FILES[row][0] for row in (TRAIN, TRAIN + 3, TRAIN + 6)]
     bad[0].write_text("no image")
     bad[1].unlink()
     bad[2].write_bytes(b"")
     hold(monkeypatch, 2)
     monkeypatch.setattr("ensemble.inference.open_store", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError) as caught:
-        predict_files(Bundle.open(built.run.ensemble), data, PATHS, batch_size=2)
+        predict_files(Bundle.open(built.run.ensemble), data, FILES, batch_size=2)
     assert len(caught.value.faults) == 3
     assert all(path.name in fault for path, fault in zip(bad, caught.value.faults, strict=True))
 
@@ -201,7 +200,7 @@ def test_an_image_that_breaks_off_in_a_later_chunk_is_named_and_no_file_is_left(
 ):
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(built.data, data)
-    broken = data / PATHS[TRAIN]  # the last row of the sample
+    broken = data / FILES[TRAIN][0]  # the last row of the sample
     broken.write_bytes(broken.read_bytes()[:200])
     check_header(broken)
     hold(monkeypatch, 3)
@@ -241,10 +240,10 @@ def test_when_memory_runs_out_the_batch_halves_and_this_is_said_once(
     built, monkeypatch, caplog, error
 ):
     bundle = Bundle.open(built.run.ensemble)
-    wanted_TN = predict_files(bundle, built.data, PATHS, batch_size=3)
+    wanted_TN = predict_files(bundle, built.data, FILES, batch_size=3)
     tried = hold_in_memory(monkeypatch, error, 3)
     with caplog.at_level(logging.WARNING):
-        pred_TN = predict_files(bundle, built.data, PATHS, batch_size=20)
+        pred_TN = predict_files(bundle, built.data, FILES, batch_size=20)
     assert tried == [20, 10, 5] + [3] * 6
     assert [record.getMessage().split(": ")[-1] for record in caplog.records] == [
         "batches of 3, not 20"
@@ -259,11 +258,11 @@ def test_an_image_too_big_for_memory_is_the_users_fault_and_other_errors_are_not
     with monkeypatch.context() as patched:
         tried = hold_in_memory(patched, ERRORS["cuda"], 0)
         with pytest.raises(UserError, match=r"member 1: a batch of 1 does not fit in memory"):
-            predict_files(bundle, built.data, PATHS, batch_size=4)
+            predict_files(bundle, built.data, FILES, batch_size=4)
     assert tried == [4, 2, 1]
     tried = hold_in_memory(monkeypatch, RuntimeError("mat1 and mat2 cannot be multiplied"), 0)
     with pytest.raises(RuntimeError, match="mat1"):
-        predict_files(bundle, built.data, PATHS, batch_size=4)
+        predict_files(bundle, built.data, FILES, batch_size=4)
     assert tried == [4]
 
 
@@ -289,7 +288,7 @@ def test_explain_tells_what_the_bundle_is_and_needs_no_data(built, capsys):
     for words in (
         "gene_expr (regression)", "3: GENE1, GENE2, GENE3", f"{size:.1f} MB",
         "greedy: the weighted mean of members' predictions",
-        "test.csv with the columns ID and path", "sample_submission.csv",
+        "`test.csv` with the columns `ID`, `path`", "sample_submission.csv",
         "ensemble, nested  0.5000 ± 0.0100  nested", "optimistic", "torch==", "image size",
     ):  # fmt: skip
         assert words in shown, words

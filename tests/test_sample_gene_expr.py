@@ -11,10 +11,10 @@ from PIL import Image
 from search.baselines import BASELINES
 from search.metrics import fold_scores, get_metric, mean_score
 from search.train.fold import FoldJob, train_fold
+from spaces.parts import Regression
 from spaces.recipe import Recipe
 from spaces.samples.gene_expr import TILES, write_sample
 from spaces.samples.tissue import GENES, SLIDES, draw_tile, draw_tissue, gene_names
-from spaces.tasks.gene_expr import GeneExpr
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_training_beats_the_mean_profile_and_a_bad_learning_rate(sample):
     images_NHWC = images(sample, table)
 
     def score(lr):
-        part = GeneExpr(loss="mse_pearson_both")
+        part = Regression(loss="mse_pearson_both")
         recipe = Recipe(backbone="test_resnet", lr=lr, epochs=4, batch_size=16, task=part)
         result = train_fold(
             FoldJob(recipe=recipe, images_NHWC=images_NHWC, targets_TN=targets_TN,

@@ -319,7 +319,7 @@ class TestCsv:
         truth = read(folder / "truth/test.csv")
         assert list(train.columns) == ["id", "image", "patient", "grade", "area", "count"]
         assert list(test.columns) == ["id", "image", "patient"]
-        assert list(truth.columns) == ["id", "grade"]
+        assert list(truth.columns) == ["id", "grade", "area", "count"]
         assert list(truth["id"]) == list(test["id"])
         assert (len(train), len(test)) == (180, 60)
         assert set(train["grade"]) == set(truth["grade"]) == {"low", "mid", "high"}

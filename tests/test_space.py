@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from spaces.backbones import family
 from spaces.errors import UserError
 from spaces.means import Means
+from spaces.parts import Regression
 from spaces.recipe import Augment, Recipe
 from spaces.registry import load_task
 from spaces.seeds import derive
-from spaces.tasks.gene_expr import CPU_BACKBONES, GPU_BACKBONES, LEARNING_RATES, GeneExpr
+from spaces.usual import CPU_BACKBONES, GPU_BACKBONES, LEARNING_RATES
 from tests.drawn import Drawn
 
 TASK = load_task("gene_expr")
@@ -75,11 +76,11 @@ def test_what_lies_outside_the_space_is_named() -> None:
 
 @given(st.dictionaries(st.sampled_from(["lrr", "bogus", "epochz"]), st.integers(), min_size=1))
 def test_unknown_recipe_fields_are_refused(extra: dict[str, int]) -> None:
-    data = Recipe(backbone="resnet18", task=GeneExpr()).to_dict()
+    data = Recipe(backbone="resnet18", task=Regression()).to_dict()
     with pytest.raises(UserError, match="is unknown"):
-        Recipe.from_dict({**data, **extra}, GeneExpr)
+        Recipe.from_dict({**data, **extra}, Regression)
     with pytest.raises(UserError, match=r"augment\..* is unknown"):
-        Recipe.from_dict({**data, "augment": {**data["augment"], **extra}}, GeneExpr)
+        Recipe.from_dict({**data, "augment": {**data["augment"], **extra}}, Regression)
 
 
 def test_a_recipe_reports_all_its_faults() -> None:

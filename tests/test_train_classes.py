@@ -61,6 +61,7 @@ def job(task_type: str = "binary", views: int = 1, channels: int = 3, **changes:
         "valid_rows": np.arange(TRAIN, ROWS),
         "task_type": task_type,
         "views": views,
+        "evaluate_at": frozenset(),  # after the last epoch alone
         "seed": 5,
         "bf16": False,
     }

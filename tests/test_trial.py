@@ -38,7 +38,8 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 def worker_of(setup: Setup) -> Worker:
     return Worker(
         Context(
-            run=str(setup.run.root), store=str(setup.store), task=setup.task_name,
+            run=str(setup.run.root), store=str(setup.store), cache=str(setup.cache),
+            task=setup.task_name, task_options={}, target_names=setup.target_names, initial={},
             metric=setup.metric, seed=0, threads=1, gpus=0.0, weights_dir=None,
         )
     )  # fmt: skip
@@ -165,9 +166,9 @@ def test_one_network_at_a_time_is_in_memory(setup: Setup, monkeypatch: pytest.Mo
     seen: list[int] = []
     build = fold.build_model
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         seen.append(len(alive))
-        network = build(*args)
+        network = build(*args, **options)
         alive.add(network)
         return network
 

@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 _LEAST = 0.02  # of the side
 _SAME = 12  # grey levels within which a pixel has the border's colour
+_EXACT = 2  # the same beside a ground almost as dark as the border, which then must be drawn
+_FLAT = 0.85  # share of a drawn border's outermost line within _EXACT: it has no noise
 _PURE = 0.98  # share of such pixels in a line of the border
 _INSIDE = 0.4  # at most this share of them in the first line inside
 _SMALL = 32  # pixels of a side below which nothing is said
@@ -83,25 +85,34 @@ def clean(image_HWC: Pixels, crop_borders: bool, hide_captions: bool) -> tuple[P
 
 
 def find_border(image_HWC: Pixels) -> Box | None:
-    """The inside of the border; None where there is none."""
-    height, width = image_HWC.shape[:2]
-    if min(height, width) < _SMALL:
+    """The inside of the border; None where there is none. All channels share it."""
+    if min(image_HWC.shape[:2]) < _SMALL:
         return None
-    sides = [_Side(_turned(image_HWC, side)) for side in range(4)]
+    return _inside(image_HWC, _SAME) or _inside(image_HWC, _EXACT)
+
+
+def crop_border(image_HWC: Pixels, box: Box) -> Pixels:
+    return np.ascontiguousarray(image_HWC[box.slices])
+
+
+def _inside(image_HWC: Pixels, within: int) -> Box | None:
+    """The inside of a border of one colour within so many grey levels."""
+    height, width = image_HWC.shape[:2]
+    sides = [_Side(_turned(image_HWC, side), within) for side in range(4)]
     depths = [side.run() for side in sides]
     ends = [_end(sides[k], depths[k], depths[k - 1], depths[(k + 1) % 4]) for k in range(4)]
     # A picture is a rectangle: where one side fades, the others only touch what lies inside.
     if not any(ends) or None in ends:
+        return None
+    # Along one side alone lies an empty margin more often than a border.
+    drawn = [side for side, end in zip(sides, ends, strict=True) if end]
+    if len(drawn) == 1 and not drawn[0].flat():
         return None
     top, right, bottom, left = (end or 0 for end in ends)
     box = Box(top=top, bottom=height - bottom, left=left, right=width - right)
     if box.bottom - box.top < _KEPT * height or box.right - box.left < _KEPT * width:
         return None
     return box
-
-
-def crop_border(image_HWC: Pixels, box: Box) -> Pixels:
-    return np.ascontiguousarray(image_HWC[box.slices])
 
 
 def _turned(image_HWC: Pixels, side: int) -> Pixels:
@@ -112,14 +123,21 @@ def _turned(image_HWC: Pixels, side: int) -> Pixels:
 @dataclass
 class _Side:
     image_HWC: Pixels
+    within: int
 
     def __post_init__(self) -> None:
         self.colour_C = np.median(self.image_HWC[0], axis=0).astype(np.int16)
 
     def same(self, line: int, start: int = 0, stop: int | None = None) -> float:
         """The share of the line's pixels that have the colour of the outermost line."""
-        pixels = self.image_HWC[line, start:stop].astype(np.int16)
-        return float((np.abs(pixels - self.colour_C).max(axis=1) <= _SAME).mean())
+        return self._share(self.image_HWC[line, start:stop], self.within)
+
+    def flat(self) -> bool:
+        """Whether the outermost line has no noise."""
+        return self._share(self.image_HWC[0], _EXACT) >= _FLAT
+
+    def _share(self, pixels: Pixels, within: int) -> float:
+        return float((np.abs(pixels - self.colour_C).max(axis=1) <= within).mean())
 
     def run(self) -> int:
         """How many lines from the edge are of that colour throughout."""
@@ -144,11 +162,15 @@ def _end(side: _Side, depth: int, left: int, right: int) -> int | None:
 
 def find_captions(image_HWC: Pixels) -> list[Box]:
     """Boxes around rows of letters, a little larger than the letters."""
-    grey_HW = image_HWC.mean(axis=2, dtype=np.float32)
-    maps = [grey_HW, 255 - grey_HW]
+    if image_HWC.shape[2] in (1, 3):
+        grey_HW = image_HWC.mean(axis=2, dtype=np.float32)
+        maps = [grey_HW, 255 - grey_HW]
+    else:  # channels of a file each, which may be written on one by one
+        planes = np.moveaxis(image_HWC, 2, 0).astype(np.float32)
+        maps = [pure_HW for plane_HW in planes for pure_HW in (plane_HW, 255 - plane_HW)]
     if image_HWC.shape[2] == 3:
         maps.append((image_HWC.max(axis=2) - image_HWC.min(axis=2)).astype(np.float32))
-    height = len(grey_HW)
+    height = len(image_HWC)
     band = min(height, max(24, round(_BAND * height)))
     starts = sorted({0, height - band})
     return [
@@ -228,10 +250,11 @@ def _aligned(letters: Sequence[_Letter]) -> list[list[_Letter]]:
         top, bottom, left, _, _ = letter
         for row in rows:
             last = row[-1]
+            heights = [bottom - top, *(other[1] - other[0] for other in row)]
             tall = max(bottom - top, last[1] - last[0])
             if (
                 abs(bottom - last[1]) <= max(1, 0.12 * tall)
-                and min(bottom - top, last[1] - last[0]) >= 0.65 * tall
+                and min(heights) >= 0.65 * max(heights)
                 and -1 <= left - last[3] <= 1.5 * tall
             ):
                 row.append(letter)

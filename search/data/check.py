@@ -5,7 +5,7 @@ Shapes: N train rows.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,17 @@ def inspect(
         raise UserError(faults)
     # A path with a fault of its own is missing, or lies where nothing may be read.
     paths = dict.fromkeys(table.paths + table.test_paths)
-    images = check_images(root, [p for p in paths if p not in scanned.bad_paths], workers, progress)
+    images = check_images(
+        root, [path for path in paths if path not in scanned.bad_paths], workers, progress,
+        channels=(*table.files, *table.test_files),
+    )  # fmt: skip
     faults += _unreadable_faults(table, images, skip_bad)
     quarantined = _quarantine(table, images) if skip_bad else ()
     table = drop(table, {row.id for row in quarantined})
     if quarantined and not table.ids:
         faults.append(f"{root} has no train row with readable images; give at least one")
+    if not faults:
+        faults += _all_same(table, root / task.layout.train, task.task_type)
     thumbs = image_thumbs(images.thumbs_FHW3, images.paths, (*table.files, *table.test_files))
     asked: tuple[str, ...] | None = None
     try:
@@ -189,7 +194,10 @@ def inspect(
         kinds=tell_apart(thumbs, table, fold_N, seed),
         warnings=(),
     )
-    return replace(report, warnings=(*table.warnings, *_image_warnings(report)))
+    warnings = (*table.warnings, *_image_warnings(report))
+    if task.layout.label_column and not task.layout.classes:
+        warnings += tuple(_lone_classes(table, root / task.layout.train))
+    return replace(report, warnings=warnings)
 
 
 def _quarantine(table: Table, images: ImageReport) -> tuple[Quarantined, ...]:
@@ -201,6 +209,40 @@ def _quarantine(table: Table, images: ImageReport) -> tuple[Quarantined, ...]:
         if bad:
             found.append(Quarantined(id=name, files=bad, reason=images.unreadable[bad[0]]))
     return tuple(found)
+
+
+def _all_same(table: Table, path: Path, task_type: str) -> list[str]:
+    """A fault when no target varies."""
+    if len(table.constant_targets) < len(table.target_names):
+        return []
+    if task_type == "regression":
+        return [
+            f"{path} has constant targets only: {some(table.target_names)}; give some that vary"
+        ]
+    row_T = table.targets_TN[:, 0]
+    names = [name for name, has in zip(table.target_names, row_T, strict=True) if has]
+    return [
+        f"{path} gives all {len(table.ids)} rows one and the same class"
+        + (f" ({', '.join(names)})" if names else f" (none of {some(table.target_names)})")
+        + "; give rows of at least two"
+    ]
+
+
+def _lone_classes(table: Table, path: Path) -> list[str]:
+    """A warning about classes of one row, where the classes are those that rows name."""
+    lone = np.flatnonzero(table.targets_TN.sum(axis=1) == 1).tolist()
+    found = [f"{table.ids[table.targets_TN[t].argmax()]}: {table.target_names[t]!r}" for t in lone]
+    if not found:
+        return []
+    return [f"{path} has classes of a single row: {some(found)}; misspelt ones want mending"]
+
+
+def _odd(kind_of: Mapping[str, str]) -> str:
+    """The files of another kind than most, as the end of a warning."""
+    most, count = Counter(kind_of.values()).most_common(1)[0]
+    if count == len(kind_of):
+        return ""
+    return f"; not {most}: {some([path for path, kind in kind_of.items() if kind != most])}"
 
 
 def _torn(alike: Alike, groups: Sequence[str], table: Table) -> list[str]:
@@ -241,10 +283,15 @@ def _image_warnings(report: DataReport) -> list[str]:
         warnings.append(f"train rows with unreadable images are left out: {some(names)}")
     if images.converted:
         kinds = ", ".join(f"{step} {count}" for step, count in images.converted.items())
-        warnings.append(f"images converted to 8 bit RGB: {kinds}")
+        modes = {path: facts.mode for path, facts in images.facts.items()}
+        warnings.append(f"images converted to 8 bit RGB: {kinds}{_odd(modes)}")
     if len(images.sizes) > 1:
         names = [f"{size}: {count}" for size, count in images.sizes.items()]
-        warnings.append(f"images have different sizes, all will be squeezed to one: {some(names)}")
+        size_of = {path: f"{facts.width}x{facts.height}" for path, facts in images.facts.items()}
+        warnings.append(
+            f"images have different sizes, all will be squeezed to one: {some(names)}"
+            f"{_odd(size_of)}"
+        )
     elif any(len(set(size.split("x"))) > 1 for size in images.sizes):
         warnings.append(f"images are not square and will be squeezed: {next(iter(images.sizes))}")
     if images.peak is not None and images.peak < _DARK * 65535:

@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ class ImageReport:
     unreadable: dict[str, str]  # path -> reason
     duplicates: tuple[tuple[str, ...], ...]  # paths of files with the same bytes
     peak: int | None  # largest value in all 16 bit grey images
-    borders: dict[str, Box]  # path -> what lies inside a frame of one colour
-    captions: dict[str, list[Box]]  # path -> burnt-in text
+    facts: dict[str, ImageFacts]  # path -> what is in it, of those that can be read
+    borders: dict[str, Box]  # an image's first file -> what lies inside a frame of one colour
+    captions: dict[str, list[Box]]  # an image's first file -> burnt-in text
 
     @property
     def count(self) -> int:
@@ -67,70 +68,100 @@ class _Seen:
 
     digest: str
     facts: ImageFacts
-    border: Box | None
-    captions: list[Box]
+    border: Box | None = None  # of the image; where it has several files, at the first
+    captions: Sequence[Box] = ()
 
 
 def check_images(
-    root: Path, paths: Sequence[str], workers: int | None = None, progress: Progress | None = None
+    root: Path,
+    paths: Sequence[str],
+    workers: int | None = None,
+    progress: Progress | None = None,
+    *,
+    channels: Sequence[tuple[str, ...]] = (),
 ) -> ImageReport:
-    """Read and decode every file fully, in threads (see cache.py for why threads)."""
+    """Read and decode every file fully, in threads (see cache.py for why threads).
+
+    `channels` are the files of images that have one per channel: these must agree in size, and a
+    border is theirs together.
+    """
+    place = {path: row for row, path in enumerate(paths)}
     thumbs_FHW3 = _scratch(len(paths))
 
-    def look(row: int) -> _Seen | str:
-        try:
-            data = (root / paths[row]).read_bytes()
-        except OSError as error:
-            return error.strerror or str(error)
-        try:
-            facts, image_HW3 = examine(data)
-        except UnreadableImage as error:
-            return str(error)
-        # As a store's images are made, so that what is seen here is what is trained on.
-        small = Image.fromarray(image_HW3).resize((THUMB, THUMB), Image.Resampling.BICUBIC)
-        thumbs_FHW3[row] = np.asarray(small)
-        digest = hashlib.sha256(data).hexdigest()
-        return _Seen(digest, facts, find_border(image_HW3), find_captions(image_HW3))
+    def look(files: tuple[str, ...]) -> list[_Seen | str]:
+        found: list[_Seen | str] = []
+        images: list[Image.Image] = []
+        for path in files:
+            try:
+                data = (root / path).read_bytes()
+                facts, image_HW3 = examine(data)
+            except (OSError, UnreadableImage) as error:
+                found.append(getattr(error, "strerror", None) or str(error))
+                continue
+            image = Image.fromarray(image_HW3)
+            if images and image.size != images[0].size:
+                sides = [f"{i.width} x {i.height}" for i in (image, images[0])]
+                found.append(
+                    f"it has {sides[0]} pixels, but another channel of its image has {sides[1]}, "
+                    "and they must agree"
+                )
+                continue
+            # As a store's images are made, so that what is seen here is what is trained on.
+            small = image.resize((THUMB, THUMB), Image.Resampling.BICUBIC)
+            thumbs_FHW3[place[path]] = np.asarray(small)
+            found.append(_Seen(hashlib.sha256(data).hexdigest(), facts))
+            images.append(image)
+        first = found[0]
+        if len(images) == len(files) and isinstance(first, _Seen):
+            planes = images if len(files) == 1 else [image.convert("L") for image in images]
+            image_HWC = np.dstack([np.asarray(plane) for plane in planes])
+            border, captions = find_border(image_HWC), find_captions(image_HWC)
+            found[0] = replace(first, border=border, captions=captions)
+        return found
 
-    seen: dict[str, _Seen] = {}
-    unreadable: dict[str, str] = {}
+    together = [image for image in channels if len(image) > 1 and all(p in place for p in image)]
+    rest = place.keys() - {path for image in together for path in image}
+    jobs = [*dict.fromkeys(together), *((path,) for path in paths if path in rest)]
+    results: dict[str, _Seen | str] = {}
     pool = ThreadPoolExecutor(workers or cpus())
     try:
-        results = zip(paths, pool.map(look, range(len(paths))), strict=True)
-        for done, (path, found) in enumerate(results, start=1):
-            if isinstance(found, str):
-                unreadable[path] = found
-            else:
-                seen[path] = found
-            if progress:
-                progress(done, len(paths))
+        for files, found in zip(jobs, pool.map(look, jobs), strict=True):
+            for path, of_path in zip(files, found, strict=True):
+                results[path] = of_path
+                if progress:
+                    progress(len(results), len(paths))
     finally:
         pool.shutdown(cancel_futures=True)
-    return _report(tuple(paths), thumbs_FHW3, seen, unreadable)
+    return _report(tuple(paths), thumbs_FHW3, results)
 
 
 def _report(
-    paths: tuple[str, ...],
-    thumbs_FHW3: NDArray[np.uint8],
-    seen: dict[str, _Seen],
-    unreadable: dict[str, str],
+    paths: tuple[str, ...], thumbs_FHW3: NDArray[np.uint8], results: dict[str, _Seen | str]
 ) -> ImageReport:
+    seen: dict[str, _Seen] = {}
+    unreadable: dict[str, str] = {}
     same: dict[str, list[str]] = {}
-    for path, found in seen.items():
-        same.setdefault(found.digest, []).append(path)
-    facts = [found.facts for found in seen.values()]
+    for path in paths:
+        found = results[path]
+        if isinstance(found, str):
+            unreadable[path] = found
+        else:
+            seen[path] = found
+            same.setdefault(found.digest, []).append(path)
+    facts = {path: found.facts for path, found in seen.items()}
     return ImageReport(
         paths=paths,
         thumbs_FHW3=thumbs_FHW3,
-        sizes=_counts(f"{image.width}x{image.height}" for image in facts),
-        modes=_counts(image.mode for image in facts),
-        formats=_counts(image.format for image in facts),
-        converted=_counts(step for image in facts for step in image.conversions),
+        sizes=_counts(f"{image.width}x{image.height}" for image in facts.values()),
+        modes=_counts(image.mode for image in facts.values()),
+        formats=_counts(image.format for image in facts.values()),
+        converted=_counts(step for image in facts.values() for step in image.conversions),
         unreadable=unreadable,
         duplicates=tuple(tuple(group) for group in same.values() if len(group) > 1),
-        peak=max((image.peak for image in facts if image.peak is not None), default=None),
+        peak=max((image.peak for image in facts.values() if image.peak is not None), default=None),
+        facts=facts,
         borders={path: found.border for path, found in seen.items() if found.border},
-        captions={path: found.captions for path, found in seen.items() if found.captions},
+        captions={path: list(found.captions) for path, found in seen.items() if found.captions},
     )
 
 

@@ -215,7 +215,7 @@ def _from_file(
 def _rest(backbones: Sequence[str], files: Mapping[str, object], shared: int) -> str:
     same = f", each fold from its own model since {shared} rows are the same" if shared else ""
     others = ", ".join(name for name in backbones if name not in files)
-    return same + (f"; as ever: {others}" if others else "")
+    return same + (f"; left out: {others}" if others else "")
 
 
 def _could_start(backbone: str, tensors: Mapping[str, Tensor]) -> bool:

@@ -166,6 +166,7 @@ class FoldTraining:
             job.recipe,
             len(job.targets_TN),
             job.weights_dir,
+            pretrained=job.initial is None,
             channels=self.channels,
             views=job.views,
         )

@@ -40,7 +40,14 @@ class Frozen:
             mean, std = normalisation(recipe, model_facts(recipe.backbone), self.channels)
         self.image_facts = {"image.mean": torch.tensor(mean), "image.std": torch.tensor(std)}
         torch.manual_seed(epoch_seed(recipe.seed, -1))
-        network = build_model(recipe, 1, job.weights_dir, channels=self.channels, views=job.views)
+        network = build_model(
+            recipe,
+            1,
+            job.weights_dir,
+            pretrained=job.initial is None,
+            channels=self.channels,
+            views=job.views,
+        )
         if job.initial is not None:
             start_from(network, job.initial)
         network.head = torch.nn.Identity()

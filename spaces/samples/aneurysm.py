@@ -60,5 +60,5 @@ def _patients(rng: "Generator", part: str) -> list[dict[str, float]]:
     for i, location in enumerate(rng.permutation(where).tolist()):
         # First one each, then more for some.
         able = [p for p in range(affected) if location not in patients[p]]
-        patients[i if i < affected else rng.choice(able)][location] = float(rng.uniform(2.4, 4.4))
+        patients[i if i < affected else rng.choice(able)][location] = float(rng.uniform(3.4, 5.4))
     return [patients[i] for i in rng.permutation(count)]
