@@ -120,9 +120,7 @@ class SubmissionForm:
             return self.columns[0], *_HPA_COLUMNS
         return (self.columns[0], self.label_column) if self.labels else self.columns
 
-    def _cells(
-        self, thresholds_T: NDArray[Any]
-    ) -> Callable[[str, NDArray[Any]], Iterable[Any]]:
+    def _cells(self, thresholds_T: NDArray[Any]) -> Callable[[str, NDArray[Any]], Iterable[Any]]:
         """What follows a row's id: (id, its values (T,)) -> cells."""
         if self.submission.form == "cells":
             size_of = dict(zip(self.test_ids, self.sizes, strict=True))

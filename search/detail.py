@@ -128,8 +128,8 @@ def _show_decisions(run: RunFolder, facts: dict[str, Any], trial: int, console: 
         )
         grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
         grid.add_column("", justify="right")
-        for title in range(1, len(names) + 1):
-            grid.add_column(str(title), justify="right", no_wrap=True)
+        for number in range(1, len(names) + 1):
+            grid.add_column(str(number), justify="right", no_wrap=True)
         for number, (name, counts_T) in enumerate(
             zip(names, found.confusion_TT.tolist(), strict=True), start=1
         ):

@@ -112,6 +112,21 @@ def test_glass_beside_tissue_is_no_border():
     assert find_border(image) is None
 
 
+def test_an_empty_margin_with_noise_is_no_border():
+    noise = np.random.default_rng(0).normal(0, 2.5, (128, 128, 1))
+    image = np.clip(np.where(np.arange(128)[:, None, None] < 30, 9, 90) + noise, 0, 255)
+    assert find_border(image.astype(np.uint8)) is None
+    image[:30] = 9
+    assert find_border(image.astype(np.uint8)) == Box(top=30, bottom=128, left=0, right=128)
+
+
+def test_a_black_frame_on_a_dark_noisy_ground_is_found():
+    noise = np.random.default_rng(0).normal(9, 2.5, (128, 128, 4))
+    image = np.clip(noise, 0, 255).astype(np.uint8)
+    assert find_border(image) is None
+    assert find_border(framed(image, 12, 12, 12, 12)) == Box(top=12, bottom=140, left=12, right=140)
+
+
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_a_blank_image_has_neither(value):
     after, found = clean(np.full((64, 64, 3), value, np.uint8), True, True)

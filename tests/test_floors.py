@@ -188,6 +188,15 @@ def test_help_loads_nothing_heavy(module: str) -> None:
     assert not loaded, f"--help of {module} loads {loaded}"
 
 
+def test_an_impossible_value_is_answered_before_a_network_could_be_loaded() -> None:
+    loaded = loaded_after(
+        "import search.run, spaces.errors\n"
+        "try:\n    search.run.main(['gene_expr', '--trials', '0'])\n"
+        "except spaces.errors.UserError as error:\n    assert '--trials' in str(error)"
+    )
+    assert not loaded & {"torch", "timm", "ray", "sklearn", "pandas"}
+
+
 def unsafe_calls(tree: ast.AST) -> Iterator[str]:
     """Calls and imports that could run a pickle from a run or a bundle."""
     for node in ast.walk(tree):

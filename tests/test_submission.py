@@ -17,6 +17,7 @@ from PIL import Image
 from ensemble import predict as prediction
 from ensemble.build import build
 from ensemble.bundle import Bundle
+from ensemble.explain import output_text
 from ensemble.submission import SubmissionForm, form_of, read_sample, read_truth
 from search.metrics import best_thresholds, get_metric
 from search.model.infer import FoldModel
@@ -151,7 +152,7 @@ def test_the_sizes_of_images_are_looked_up_only_for_masks() -> None:
     )  # fmt: skip
 
 
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "table": {},
     "rest": {"submission": Submission(decided="rest")},
     "labels": {"submission": Submission(decided="all"), "label_column": "Label"},
@@ -172,6 +173,21 @@ def test_a_kept_form_is_read_back_and_pieces_write_the_same(tmp_path: Path, kind
     pieces = (ordered_TN[:, a:b] for a, b in ((0, 1), (1, 1), (1, 3)))
     again.write_pieces(tmp_path / "pieces", pieces, thresholds_T)
     assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+WORDS = {
+    "table": "one column per target: probabilities",
+    "rest": "probabilities, decisions after the first",
+    "labels": "a CSV with ID and Label",
+    "lines": "lines of ID and decision, separated by a blank",
+    "cells": "confidences of every class for one mask of the whole image",
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_bundle_says_in_words_what_it_writes(kind: str) -> None:
+    fields = {name: value for name, value in FORMS[kind].items() if name != "sizes"}
+    assert WORDS[kind] in output_text(Layout(**fields), "multilabel")
 
 
 def test_a_damaged_form_says_what_is_missing(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def job(task_type: str = "binary", views: int = 1, channels: int = 3, **changes:
         "backbone": "test_resnet",
         "image_size": SIZE,
         "batch_size": 8,
-        "epochs": 6,
+        "epochs": 4,
         "lr": 4e-3,
         "ema": 0.9,
         "tta": 4,
