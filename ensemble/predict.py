@@ -73,8 +73,9 @@ def predict_folder(
     ids, files = read_test(layout, data)
     sample = data / layout.sample_submission
     columns, order = read_sample(sample) if sample.is_file() else (bundle.columns, ids)
-    if layout.label_column and set(columns[1:]) != set(bundle.target_names):
-        columns = bundle.columns  # a sample with the label's column, as training reads it
+    stated = layout.label_column or layout.targets
+    if stated and set(columns[1:]) != set(bundle.target_names):
+        columns = bundle.columns  # the sample gives the order of rows alone, as in training
     order = padded(order, layout.id_width)
     views = layout.view_count
     files_of = {name: files[views * i : views * (i + 1)] for i, name in enumerate(ids)}

@@ -53,12 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from search.data.cache import default_cache
     from search.data.check import inspect
     from search.data.source import resolve_data, sample_notice
+    from search.metrics import metric_of
     from search.pictures import draw
     from search.terminal import progress_bar
     from spaces.registry import load_task
 
     console = Console(highlight=False, markup=False)
     task = load_task(args.task, task_options(args))
+    metric_of(task.metric, task.metric_args, task.task_type)
     cache = Path(args.cache).expanduser() if args.cache else default_cache()
     root = resolve_data(task, args.data, cache, seed=0)
     if args.data is None:

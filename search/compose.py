@@ -13,7 +13,7 @@ from search.data.folds import read_folds
 from search.director import Clock, Director
 from search.finish import Refresher, publish
 from search.journal import Journal, seconds_used
-from search.metrics import FittedMetric, fold_scores, trial_score
+from search.metrics import FittedMetric, Score, fold_scores, trial_score
 from search.oof import assemble
 from search.plan import Plan, extended
 from search.policy.portfolio import portfolio
@@ -34,6 +34,7 @@ from spaces.space import Space
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
     from ensemble.build import BuildResult
 
@@ -67,11 +68,11 @@ class Session:
         self._journal = Journal(setup.run.journal)
         used = seconds_used(self._journal.events)
         self._journal.append("session", task_digest=setup.task_digest)
-        if extend is not None:
-            self._journal.append("extend", trials=extend)
-        if ablate is not None:
+        if ablate is not None:  # first, since it may be refused
             count = ask_for(self._journal, setup.task.space(setup.means), ablate)
             say(f"plan: {count} trials that change the best recipe one by one")
+        if extend is not None:
+            self._journal.append("extend", trials=extend)
         sampler = _sampler(setup)  # as the run's own plan has it: an extended run asks as before
         setup = replace(setup, plan=extended(setup.plan, self._journal.events))
         if extend is not None:
@@ -163,16 +164,21 @@ class Session:
             folds=self._folds,
             target_names=self._setup.target_names,
             recipe_digest=recipe.digest,
-            extra={"trial": trial.number},
-        )
-        # Until now each fold was scored alone; with all folds there, thresholds come from others.
-        scores = fold_scores(self._metric, pred_TN, self._targets_TN, self._folds.fold)
+            extra=lambda pred_TN: {
+                "trial": trial.number, "score": trial_score(self._fold_scores(pred_TN)),
+            },
+        )  # fmt: skip
+        scores = self._fold_scores(pred_TN)
         return {
             "score": trial_score(scores),
             "pooled": self._metric.score(pred_TN, self._targets_TN).value,
             "fold_scores": [s.value for s in scores],
             "fold_parts": [s.parts for s in scores],
         }
+
+    def _fold_scores(self, pred_TN: "NDArray[np.float32]") -> list[Score]:
+        """Until all folds are there each is scored alone; then thresholds come from the others."""
+        return fold_scores(self._metric, pred_TN, self._targets_TN, self._folds.fold)
 
 
 def _sampler(setup: Setup) -> Sampler:

@@ -9,7 +9,7 @@ Shapes: T outputs, N rows, V rows of one fold, K folds.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,10 +61,11 @@ def assemble(
     folds: "Folds",
     target_names: Sequence[str],
     recipe_digest: str,
-    extra: dict[str, Any],
+    extra: dict[str, Any] | Callable[[NDArray[np.float32]], dict[str, Any]],
 ) -> NDArray[np.float32]:
     """Join the parts of all folds into pred.npy and meta.json, delete them, return (T, N).
 
+    `extra` is what meta.json holds beside, or gives it from the predictions.
     test.npy is made too when every fold has a test part. Raises UserError, and changes nothing,
     when a fold is absent or has another number of rows.
     """
@@ -102,7 +103,7 @@ def assemble(
         folds=folds,
         target_names=target_names,
         recipe_digest=recipe_digest,
-        extra=extra,
+        extra=extra(pred_TN) if callable(extra) else extra,
     )
     _delete_parts(folder)
     return pred_TN

@@ -43,10 +43,12 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     from search.data.cache import default_cache, open_store
     from search.data.cleaning import cleaner
     from search.data.source import resolve_data, sample_notice
+    from search.metrics import metric_of
 
     # What costs nothing to check comes first: a typing error is answered at once.
     options = task_options(args)
     task = load_task(args.task, options)
+    metric_of(task.metric, task.metric_args, task.task_type)
     wish = wish_of(args)
     out = Path(args.out or f"runs/{task.name}-{time.strftime('%m%d-%H%M%S')}")
     priors = _check_command_line(args, wish, out)

@@ -16,7 +16,7 @@ from ensemble.export import ALL
 from search.setup import Setup
 from search.terminal import say
 from search.trials import Trial
-from spaces.errors import UserError
+from spaces.errors import RunFailed, UserError
 from spaces.recipe import Recipe
 from spaces.seeds import derive
 
@@ -35,6 +35,8 @@ def refit(setup: Setup, built: "BuildResult", trials: Mapping[int, Trial]) -> Pa
     from ensemble.build import columns_of
     from ensemble.export import export
     from ensemble.submission import SubmissionForm
+    from search.model.memory import OutOfMemory
+    from search.train.job import Diverged
 
     choice, run = built.choice, setup.run
     folders: dict[int, Path] = {}
@@ -48,7 +50,13 @@ def refit(setup: Setup, built: "BuildResult", trials: Mapping[int, Trial]) -> Pa
         trial = trials[member.origin.trial]
         say(f"refit {number} of {len(choice.blend.members)}: trial {trial.number} on all rows")
         folders[m] = run.refit / f"{trial.number:04d}"
-        tests.append(_train(setup, trial, folders[m]))
+        try:
+            tests.append(_train(setup, trial, folders[m]))
+        except (Diverged, OutOfMemory) as error:
+            raise RunFailed(
+                f"trial {trial.number} cannot be refitted: {error}; the ensemble of fold models "
+                f"in {run.ensemble} stands"
+            ) from error
     report = {
         **choice.report,
         "notes": [

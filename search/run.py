@@ -121,12 +121,11 @@ def search(
     with Session(setup, STARTED, extend, ablate) as session:
         interrupted = session.run_trials()
         built = session.publish()
-        changed = session.ablations()
+        tell(setup, session.frame(), built, session.ablations())
         if refit and built is not None and not interrupted:
             from search.refit import refit as refit_all
 
             refit_all(setup, built, session.director.trials.all)
-    tell(setup, session.frame(), built, changed)
     if interrupted:
         print(f"\ninterrupted; go on with: python -m search.run --resume {setup.run.root}")
     return INTERRUPTED if interrupted else DONE

@@ -14,7 +14,7 @@ from typing import Any
 
 from spaces.errors import UserError
 
-FORMAT = 1  # version of the run folder's files; each carries it
+FORMAT = 2  # version of the run folder's files; each carries it
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:

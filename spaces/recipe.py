@@ -121,6 +121,8 @@ class Recipe:
             epochs=(1, 10000), warmup=(0, 1000), ema=(0, 0.99999), channels=(1, 64),
             pca=(0, 65536), head_warmup=(0, 1000), layer_decay=(0.1, 1), swa=(0, 1),
         )  # fmt: skip
+        if self.probe != "none" and self.epochs != 1:
+            faults.append(f"epochs is {self.epochs}; a probe has 1, since its features are frozen")
         if faults:
             raise UserError(faults)
 

@@ -57,8 +57,12 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         if make is None:
             given = ", ".join(f"--{option.replace('_', '-')}" for option in options)
             raise UserError(f"task {name} states itself what {given} would; leave it out, or: csv")
-        return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
-    task = getattr(module, "TASK", None)
+        try:
+            task = make(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        except TypeError as error:
+            raise UserError(f"{path}: {error}; its make_task must take what is given") from None
+    else:
+        task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         raise UserError(f"{path} defines no TASK of type spaces.task.Task; add one")
     return task

@@ -179,7 +179,7 @@ def test_a_number_of_views_that_is_not_offered_is_refused(tmp_path: Path) -> Non
 
 def test_a_run_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": 999}))
-    words = ("written by a newer version (format 999; this version reads 1); update rungfold",)
+    words = ("written by a newer version (format 999; this version reads 2); update rungfold",)
     for module in ("search.leaderboard", "ensemble.build"):
         refused(run(module, tmp_path, cwd=tmp_path), *words)
     refused(run("search.run", "--resume", tmp_path, cwd=tmp_path), *words)

@@ -114,7 +114,7 @@ def test_other_folds_of_the_same_rows_are_refused(
 ) -> None:
     run = tmp_path / "run"
     for where in (source, checkpoint(source, 0)):
-        with pytest.raises(UserError, match=r"60 of these rows, \d+ of them in other folds"):
+        with pytest.raises(UserError, match=r"60 rows of the same ids, \d+ of them in other folds"):
             search("gene_expr", "--data", tiles, "--out", run, "--init-from", where, *SMALL,
                    "--seed", 1)  # fmt: skip
         assert not run.exists()

@@ -156,7 +156,7 @@ def test_a_run_gives_each_backbone_its_best_trial(run: RunFolder) -> None:
 
 
 def test_probes_have_learned_nothing_to_start_from(run: RunFolder) -> None:
-    add_trial(run, 3, tiny(probe="ridge"), 0.99)
+    add_trial(run, 3, tiny(probe="ridge", epochs=1), 0.99)
     add_trial(run, 4, tiny(), None)
     plan = plan_initial(str(run.root), ("test_resnet",), OTHERS, FOLD_N)
     assert plan.file_for("test_resnet", 0) == run.checkpoints(1) / "fold-0.safetensors"
@@ -177,7 +177,7 @@ def test_no_fold_starts_from_a_model_that_has_seen_it(run: RunFolder, moved: int
     fold_N[moved] = (fold_N[moved] + 1) % 3
     single = run.checkpoints(1) / "fold-0.safetensors"
     for source in (run.root, single):
-        with pytest.raises(UserError, match="on 6 of these rows, 1 of them in other folds"):
+        with pytest.raises(UserError, match="on 6 rows of the same ids, 1 of them in other folds"):
             plan_initial(str(source), ("test_resnet",), IDS, fold_N)
 
 

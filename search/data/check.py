@@ -23,7 +23,7 @@ from search.data.folds import (
     not_targets,
     read_groups,
 )
-from search.data.groups import AutoGroups, auto_groups, how_different
+from search.data.groups import AutoGroups, auto_groups, explained, how_different
 from search.data.images import ImageReport, Progress, check_images
 from search.data.similar import joined_groups
 from search.data.table import Table, drop, scan
@@ -34,6 +34,7 @@ from spaces.task import Task
 Need = tuple[Path, int, str]  # where, bytes, what for: the arguments of need_space
 _SHOWN = 50  # unreadable images told one by one
 _GROUPS = 100  # groups listed in data.json
+_EXPLAINED = 0.3  # of what there is to know of a class: clusters that tell more are no slides
 _DARK = 1 / 8  # of the 16 bit range: no brighter pixel anywhere means fewer bits were used
 
 
@@ -165,18 +166,16 @@ def inspect(
     alike = find_alike(thumbs, table, task.task_type)
     if asked is not None and not group_duplicates and (torn := _torn(alike, asked, table)):
         raise UserError(torn)
-    auto = None
-    if groups == "auto":
-        values_TN = table.targets_TN if task.task_type == "regression" else None
-        auto = auto_groups(
-            thumbs[: len(table.files)], seed, targets_TN=values_TN, views=table.views
-        )
-        if auto.labels is not None:
-            asked = tuple(f"group {label}" for label in auto.labels.tolist())
+    auto = _auto(thumbs, table, task.task_type, alike, seed) if groups == "auto" else None
+    if auto is not None and auto.labels is not None:
+        asked = tuple(f"group {label}" for label in auto.labels.tolist())
     row_groups = joined_groups(asked, alike.train, len(table.ids)) if alike.train else asked
     labels_TN = None if task.task_type == "regression" else table.targets_TN
-    fold_N = make_folds(table.ids, row_groups, folds, seed, labels_TN)
-    check_folds(fold_N, row_groups)
+    try:
+        fold_N = make_folds(table.ids, row_groups, folds, seed, labels_TN)
+        check_folds(fold_N, row_groups)
+    except UserError as error:
+        raise UserError([*error.faults, *_why_few(auto, alike)]) from None
     if labels_TN is not None and (
         single := label_faults(fold_N, labels_TN, table.target_names, task.task_type)
     ):
@@ -198,6 +197,36 @@ def inspect(
     if task.layout.label_column and not task.layout.classes:
         warnings += tuple(_lone_classes(table, root / task.layout.train))
     return replace(report, warnings=warnings)
+
+
+def _auto(
+    thumbs_IHW3: np.ndarray, table: Table, task_type: str, alike: Alike, seed: int
+) -> AutoGroups:
+    """What --groups auto finds, if folds can follow it: not when the clusters are the classes, nor
+    when near duplicates join them all."""
+    values_TN = table.targets_TN if task_type == "regression" else None
+    found = auto_groups(
+        thumbs_IHW3[: len(table.files)], seed, targets_TN=values_TN, views=table.views
+    )
+    if found.labels is None:
+        return found
+    why = ""
+    if task_type != "regression" and explained(found.labels, table.targets_TN) > _EXPLAINED:
+        why = "the clusters of the images follow the labels, so they are no slides"
+    names = tuple(map(str, found.labels.tolist()))
+    if len(set(joined_groups(names, alike.train, len(names)))) < 2:
+        why = "near duplicates join all clusters of the images"
+    return replace(found, labels=None, sizes=(), reason=f"no groups: {why}") if why else found
+
+
+def _why_few(auto: AutoGroups | None, alike: Alike) -> list[str]:
+    """What the user did not ask for and may stand behind groups that are too few."""
+    reasons = []
+    if auto is not None and auto.labels is not None:
+        reasons.append("the groups were found in the images; --groups none switches them off")
+    if alike.train:
+        reasons.append(f"{len(alike.train)} pairs of near duplicates are kept in one fold each")
+    return reasons
 
 
 def _quarantine(table: Table, images: ImageReport) -> tuple[Quarantined, ...]:

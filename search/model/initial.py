@@ -226,8 +226,25 @@ def _could_start(backbone: str, tensors: Mapping[str, Tensor]) -> bool:
     return sum(name in fitting for name in kernels) >= _HALF * len(kernels)
 
 
+def _refuse_ancestors(run: RunFolder, ids: Sequence[str]) -> None:
+    """Raises UserError when a run that this one began with had any of these rows: which of them its
+    models have seen can no longer be told."""
+    starts = read_json(run.run).get("initial", {})
+    paths = [Path(path) for folds in starts.values() for path in folds.values()]
+    roots = {folder for path in paths for folder in path.parents if (folder / "run.json").is_file()}
+    for root in sorted(roots):
+        ancestor = RunFolder(root)
+        if known := len(set(ids) & set(read_folds(ancestor.folds).ids)):
+            raise UserError(
+                f"--init-from {run.root} began with models of {root}, which has {known} rows of "
+                "the same ids: they may have seen what would be validated; give another run"
+            )
+        _refuse_ancestors(ancestor, ids)
+
+
 def _shared(run: RunFolder, theirs: Folds, ids: Sequence[str], fold_N: np.ndarray) -> int:
     """How many rows are also that run's. Raises UserError when one lies in another fold there."""
+    _refuse_ancestors(run, ids)
     fold_of = dict(zip(theirs.ids, theirs.fold.tolist(), strict=True))
     pairs = [
         (fold_of[name], fold)
@@ -236,8 +253,8 @@ def _shared(run: RunFolder, theirs: Folds, ids: Sequence[str], fold_N: np.ndarra
     ]
     if moved := sum(a != b for a, b in pairs):
         raise UserError(
-            f"--init-from {run.root} was trained on {len(pairs)} of these rows, {moved} of them in "
-            "other folds, so its models have seen what would be validated; give a run with the "
-            "same folds (data, --groups, --folds and --seed), or one on other rows"
+            f"--init-from {run.root} was trained on {len(pairs)} rows of the same ids, {moved} of "
+            "them in other folds, so its models have seen what would be validated; give a run "
+            "with the same folds (data, --groups, --folds and --seed), or one on other rows"
         )
     return len(pairs)

@@ -1,6 +1,7 @@
 """Running out of memory: the batch halves. In training the effective batch stays."""
 
 import logging
+import resource
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -59,3 +60,16 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+def reset_peak(device: str) -> None:
+    """Begin to look for the most memory that is held from now on."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: str) -> int:
+    """Bytes of the device since `reset_peak`; on the CPU, of the process since it began."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

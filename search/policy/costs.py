@@ -1,6 +1,7 @@
-"""What training costs, learned from the run: seconds per epoch of a backbone at a size. Pure.
+"""What training costs, learned from the run: seconds per epoch of a model at a size. Pure.
 
-What has not been seen is priced by the published costs, scaled by what the seen ones took.
+What has not been seen is priced by the published costs, scaled by what the seen ones took; networks
+by networks and probes ("resnet50 ridge") by probes, which cost next to nothing.
 """
 
 from collections import defaultdict
@@ -27,8 +28,15 @@ class Costs:
         if self._epochs.get((backbone, size)):
             return self._seconds[backbone, size] / self._epochs[backbone, size]
         ratios = [
-            self._seconds[key] / epochs / relative_cost(*key, self._gpu)
-            for key, epochs in self._epochs.items()
-            if epochs
+            self._seconds[name, side] / epochs / self._price(name, side)
+            for (name, side), epochs in self._epochs.items()
+            if epochs and _probe(name) == _probe(backbone)
         ]
-        return median(ratios) * relative_cost(backbone, size, self._gpu) if ratios else None
+        return median(ratios) * self._price(backbone, size) if ratios else None
+
+    def _price(self, model: str, size: int) -> float:
+        return relative_cost(model.partition(" ")[0], size, self._gpu)
+
+
+def _probe(model: str) -> bool:
+    return " " in model

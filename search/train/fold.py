@@ -4,7 +4,6 @@ Shapes: N rows, V validation rows, S test rows, T outputs, H W C height, width a
 """
 
 import math
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from search.model.infer import bf16_pays, predict_batches, save_model
 from search.model.initial import start_from
 from search.model.links import finish_predictions, link_of
 from search.model.losses import Loss, first_bias, make_loss, target_scale
-from search.model.memory import with_halving
+from search.model.memory import peak_memory, reset_peak, with_halving
 from search.train.checkpoint import TrainState, load_epoch, save_epoch
 from search.train.job import Diverged, EpochResult, Floats, FoldJob, FoldResult, Images
 from search.train.loop import epoch_seed, train_epoch
@@ -101,7 +100,7 @@ class FoldTraining:
         """Train one epoch and predict the validation rows: the last epoch with the recipe's views
         (tta) and in full precision, those before it with neither."""
         job = self.job
-        _reset_peak(job.device)
+        reset_peak(job.device)
         started = time.perf_counter()
         loss = self._train_epoch()
         trained = time.perf_counter()
@@ -117,7 +116,7 @@ class FoldTraining:
             images_per_second=len(job.train_rows) * job.views / (trained - started),
             batch=self.batch,
             micro_batch=self.state.micro_batch,
-            peak_memory_bytes=_peak(job.device),
+            peak_memory_bytes=peak_memory(job.device),
         )
 
     def finish(self) -> FoldResult:
@@ -291,14 +290,3 @@ def save_fold(path: Path, result: FoldResult, recipe: Recipe) -> None:
         views=result.views,
         link=result.link,
     )
-
-
-def _reset_peak(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: str) -> int:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

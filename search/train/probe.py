@@ -3,7 +3,6 @@
 Shapes: N rows, V validation rows, S test rows, T outputs, F features.
 """
 
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from search.model.links import link_of
+from search.model.memory import peak_memory, reset_peak
 from search.run_folder import write_file
 from search.train.frozen import Frozen
 from search.train.job import Diverged, EpochResult, Floats, FoldJob, FoldResult
@@ -64,6 +64,7 @@ class ProbeTraining:
     def epoch(self) -> EpochResult:
         """Choose and fit the head on the training rows and predict the validation rows."""
         job, started = self.job, time.perf_counter()
+        reset_peak(job.device)
         train_NF = self.frozen.features().values_NF[job.train_rows]
         train_TN = np.asarray(job.targets_TN)[:, job.train_rows]
         self.state.head = fit_head(
@@ -84,7 +85,7 @@ class ProbeTraining:
             images_per_second=len(train_NF) * job.views / (time.perf_counter() - started),
             batch=len(train_NF),
             micro_batch=len(train_NF),
-            peak_memory_bytes=_peak(job.device),
+            peak_memory_bytes=peak_memory(job.device),
         )
 
     def finish(self) -> FoldResult:
@@ -162,9 +163,3 @@ class ProbeTraining:
         if not np.isfinite(pred_TN).all():
             raise Diverged("a prediction of the head is not finite")
         return pred_TN
-
-
-def _peak(device: str) -> int:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

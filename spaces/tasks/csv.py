@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from spaces.errors import UserError
 from spaces.layout import Layout
 from spaces.task import Task
 
@@ -26,6 +27,15 @@ def make_task(
     `targets` are columns: of numbers, of 0 and 1, or for multiclass one column that names the
     class. `image_columns` hold paths, one per view of a row.
     """
+    faults = []
+    if twice := sorted({name for name in targets if targets.count(name) > 1}):
+        faults.append(f"--targets names {', '.join(twice)} twice; name each column once")
+    if taken := [name for name in targets if name in (id_column, *image_columns)]:
+        faults.append(f"--targets names {', '.join(taken)}, which is no target; leave it out")
+    if task_type == "binary" and len(targets) > 1:
+        faults.append(f"--task-type binary takes one target, not {len(targets)}; use multilabel")
+    if faults:
+        raise UserError(faults)
     labels = task_type == "multiclass" and len(targets) == 1
     return Task(
         name="csv",
