@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 RATES = ("sensitivity", "specificity", "ppv", "npv", "f1")
 SHOWN = 30  # outputs in the table
-HALF = 0.5
 
 
 class Decisions(NamedTuple):

@@ -11,6 +11,7 @@ from spaces.layout import Layout
 from spaces.means import Means
 from spaces.parts import part_of
 from spaces.space import Space
+from spaces.usual import usual_backbones, usual_space
 
 TASK_TYPES = ("regression", "binary", "multilabel", "multiclass")
 
@@ -28,14 +29,8 @@ class Mirror:
         return tuple(there.get(self.targets.get(n, n), there[n]) for n in target_names)
 
 
-def _usual_space(means: Means) -> Space:
-    raise NotImplementedError  # replaced in Task.__post_init__
-
-
-def _usual_backbones(gpu: bool) -> tuple[str, ...]:
-    from spaces.usual import usual_backbones
-
-    return usual_backbones(gpu)
+def _by_type(means: Means) -> Space:
+    raise AssertionError("a task puts its type's usual space in place of this")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +46,8 @@ class Task:
     metric: str  # a name in search.metrics
     metric_args: Mapping[str, Any] = field(default_factory=dict)
     part: type = NoneType  # frozen dataclass of the recipe's task part; NoneType: the usual one
-    backbones: Callable[[bool], tuple[str, ...]] = _usual_backbones  # gpu -> timm names, best first
-    space: Callable[[Means], Space] = _usual_space  # the type's usual one
+    backbones: Callable[[bool], tuple[str, ...]] = usual_backbones  # gpu -> timm names, best first
+    space: Callable[[Means], Space] = _by_type  # the type's usual one
     mirror: Mirror | None = None  # None: left and right cannot change places
     # (folder, seed): writes the embedded sample; None: there is none, --data must be given
     write_sample: Callable[[Path, int], None] | None = None
@@ -64,7 +59,5 @@ class Task:
             raise UserError(f"task {self.name} has the unknown type {self.task_type!r}; {known}")
         if self.part is NoneType:
             object.__setattr__(self, "part", part_of(self.task_type))
-        if self.space is _usual_space:
-            from spaces.usual import usual_space
-
+        if self.space is _by_type:
             object.__setattr__(self, "space", usual_space(self.task_type))

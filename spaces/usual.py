@@ -1,13 +1,13 @@
 """Usual choices: what tasks have in common in their search spaces, so that each states only what
 is its own. Evidence for ranges and defaults stands in docs/decisions.md."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from spaces.backbones import HUB, family, side_of
 from spaces.means import Means
 from spaces.parts import Classification, Regression, part_of
-from spaces.recipe import PROBES, TTA, Augment, Recipe
+from spaces.recipe import PROBES, STAINS, TTA, Augment, Recipe
 from spaces.space import Choose, Space
 
 # What competitors used or wished for, small ones first. Large ones (b7) are for --backbone.
@@ -179,21 +179,24 @@ def choose_classification(choose: Choose, **more: Any) -> Classification:
 
 
 def usual_first(means: Means) -> list[dict[str, Any]]:
-    """Recipes that start well on most images, on the backbones that may be used."""
+    """Recipes that start well on most images."""
     if means.pretrained:
-        known: list[dict[str, Any]] = [
+        return [
             {"backbone": "resnet50", "lr": 3e-4},
             {"backbone": "efficientnet_b0", "lr": 1e-3},
             {"backbone": "convnext_tiny", "lr": 1e-4},
             {"backbone": "swinv2_tiny_window8_256", "lr": 5e-5},
         ]
-    else:
-        known = [
-            {"backbone": "test_resnet", "lr": 8e-3},
-            {"backbone": "test_efficientnet", "lr": 6e-3},
-            {"backbone": "resnet10t", "lr": 4e-3},
-        ]
-    return [r for r in known if r["backbone"] in means.backbones]
+    return [
+        {"backbone": "test_resnet", "lr": 8e-3},
+        {"backbone": "test_efficientnet", "lr": 6e-3},
+        {"backbone": "resnet10t", "lr": 4e-3},
+    ]
+
+
+def offered(recipes: Iterable[Mapping[str, Any]], means: Means) -> list[Mapping[str, Any]]:
+    """Those of the recipes whose backbone may be used."""
+    return [recipe for recipe in recipes if recipe["backbone"] in means.backbones]
 
 
 def fusion_of(choose: Choose, means: Means, core: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,31 +216,38 @@ def fusion_of(choose: Choose, means: Means, core: Mapping[str, Any]) -> dict[str
 def usual_space(
     task_type: str,
     *,
-    first: Callable[[Means], Sequence[Mapping[str, Any]]] = usual_first,
+    first: Callable[[Means], Iterable[Mapping[str, Any]]] = usual_first,
+    part: Callable[[Choose], Any] | None = None,
     flips: bool = True,
     turns: bool = True,
     stains: bool = False,
 ) -> Callable[[Means], Space]:
-    """The space of a task without wishes of its own: whether its images may be flipped and turned,
-    and whether their colours are stains."""
+    """The space of a task: how its values or classes are learned (`part`; None: as is usual for the
+    type), whether its images may be flipped and turned, and whether their colours are stains."""
+
+    def choose_part(choose: Choose) -> Any:
+        if part is not None:
+            return part(choose)
+        if task_type == "regression":
+            return choose_regression(choose, ("mse", "huber"), "mse")
+        return choose_classification(choose)
 
     def space(means: Means) -> Space:
         def define(choose: Choose) -> Recipe:
             core = choose_core(choose, means, TTA if turns else TTA[:2] if flips else TTA[:1])
-            core |= {"channels": means.channels, **fusion_of(choose, means, core)}
+            core["channels"] = means.channels
+            if means.channels > 3:  # more need a new stem, made from the pretrained one
+                core["channels"] = choose.pick("channels", (means.channels, 3), means.channels)
+            core |= fusion_of(choose, means, core)
             if "probe" in core:
                 return Recipe(**core, task=part_of(task_type)())
             return Recipe(
                 **core,
-                stain=choose.pick("stain", ("none", "macenko", "reinhard"), "none")
-                if stains
-                else "none",
+                stain=choose.pick("stain", STAINS, "none") if stains else "none",
                 augment=choose_augment(choose, flips=flips, turns=turns, stains=stains),
-                task=choose_regression(choose, ("mse", "huber"), "mse")
-                if task_type == "regression"
-                else choose_classification(choose),
+                task=choose_part(choose),
             )
 
-        return Space(define, first=first(means))
+        return Space(define, first=offered(first(means), means))
 
     return space

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from search.check import main
-from search.data.check import Need, check_images, inspect
+from search.data.check import Need, _auto, check_images, inspect
 from search.data.source import resolve_data
 from search.data.table import Table
 from spaces.errors import UserError
@@ -119,6 +120,34 @@ def test_auto_tells_what_it_found_and_folds_the_rows(root: Path) -> None:
     assert report.to_dict()["groups"] == {"group 0": 32, "group 1": 16}
     assert report.to_dict()["fold_sizes"] == [32, 16]
     assert len(report.to_dict()["clusters"]) == 2
+
+
+def test_clusters_that_are_the_classes_are_no_groups(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = ["dark" if row % 3 else "light" for row in range(48)]
+    for row, name in enumerate(names):
+        pixels = rng.normal(60 if name == "dark" else 190, 15, (16, 16)).clip(0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"train/{row:04d}.png")
+    table = pd.read_csv(root / "train.csv", dtype=str).assign(kind=names)
+    table[["ID", "path", "kind"]].to_csv(root / "train.csv", index=False)
+    (root / "sample_submission.csv").unlink()
+    task = load_task("csv", {"targets": ["kind"], "image_columns": ["path"], "id_column": "ID"})
+    report = inspect(task, root, groups="auto")
+    assert report.auto is not None and report.auto.labels is None
+    assert "follow the labels" in report.auto.reason
+    assert len(report.to_dict()["fold_sizes"]) == 5
+
+
+def test_near_duplicates_that_join_all_clusters_leave_no_groups(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    for row in range(48):
+        pixels = rng.normal(190 if row % 3 else 60, 15, (16, 16)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / f"train/{row:04d}.png")
+    found = inspect(TASK, root, groups="auto")
+    assert found.auto is not None and found.auto.labels is not None
+    alike = replace(found.alike, train=((0, 1),))  # of both clusters
+    again = _auto(found.thumbs_IHW3, found.table, "regression", alike, 0)
+    assert again.labels is None and "near duplicates join" in again.reason
 
 
 def test_a_groups_file_may_name_a_quarantined_row(root: Path) -> None:

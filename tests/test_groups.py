@@ -8,6 +8,7 @@ from PIL import Image
 from search.data.groups import (
     CLEAR,
     auto_groups,
+    explained,
     how_different,
     stain_features,
     target_offsets,
@@ -200,3 +201,12 @@ def test_real_images_of_one_laboratory_are_not_split(data_root, name, word):
     assert found.labels is None
     assert "no clear clusters" in found.reason
     assert found.evidence == word
+
+
+def test_explained_is_the_share_of_a_class_that_groups_tell():
+    labels = np.repeat((0, 1), 50)
+    same, half = labels[None].astype(np.float32), np.tile((0, 1), 50)[None].astype(np.float32)
+    assert explained(labels, same) == pytest.approx(1)
+    assert explained(labels, half) == pytest.approx(0, abs=1e-9)
+    assert explained(labels, np.concatenate([half, same])) == pytest.approx(1)
+    assert explained(labels, np.zeros((2, 100), np.float32)) == 0

@@ -181,6 +181,20 @@ def test_no_fold_starts_from_a_model_that_has_seen_it(run: RunFolder, moved: int
             plan_initial(str(source), ("test_resnet",), IDS, fold_N)
 
 
+def test_a_run_that_began_with_another_on_these_rows_is_refused(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    middle = RunFolder(tmp_path / "middle")
+    start = str(run.checkpoints(1) / "fold-0.safetensors")
+    write_json(middle.run, {"initial": {"test_resnet": {"0": start}}})
+    write_folds(middle.folds, OTHERS, None, FOLD_N)
+    add_trial(middle, 0, tiny(), 0.5)
+    unseen = [f"unseen {name}" for name in IDS]
+    assert plan_initial(str(middle.root), ("test_resnet",), unseen, FOLD_N).files
+    with pytest.raises(UserError, match=r"began with models of .*run, which has 6 rows"):
+        plan_initial(str(middle.root), ("test_resnet",), IDS, FOLD_N)
+
+
 def test_a_file_inside_a_run_is_its_folds_alone(run: RunFolder) -> None:
     path = run.checkpoints(0) / "fold-1.safetensors"
     plan = plan_initial(str(path), ("test_resnet", "test_vit"), IDS, FOLD_N)

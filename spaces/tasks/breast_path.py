@@ -4,23 +4,13 @@ Score = mean of accuracy, PPV, sensitivity, specificity, NPV and F1, each with 1
 divisor, on hard labels; the threshold is free and is chosen out of fold. 1 is the positive class.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from spaces.layout import Layout, Submission
 from spaces.means import Means
-from spaces.parts import Classification
-from spaces.recipe import Recipe
-from spaces.space import Choose, Space
 from spaces.task import Task
-from spaces.usual import (
-    CPU_BACKBONES,
-    PATHOLOGY,
-    choose_augment,
-    choose_classification,
-    choose_core,
-)
+from spaces.usual import CPU_BACKBONES, PATHOLOGY, usual_space
 
 # The write-ups' own, the plain ones among them: they did best on modest data.
 GPU_BACKBONES = (
@@ -43,26 +33,10 @@ GPU_BACKBONES = (
 )
 
 
-def space(means: Means) -> Space:
-    def define(choose: Choose) -> Recipe:
-        core = choose_core(choose, means)
-        if "probe" in core:
-            return Recipe(**core, task=Classification())
-        return Recipe(
-            **core,
-            # Images of one laboratory: changes of stain are worth a try, no more.
-            stain=choose.pick("stain", ("none", "macenko", "reinhard"), "none"),
-            augment=choose_augment(choose, stains=True),
-            task=choose_classification(choose),
-        )
-
-    return Space(define, first=first_recipes(means))
-
-
-def first_recipes(means: Means) -> list[Mapping[str, Any]]:
+def first_recipes(means: Means) -> list[dict[str, Any]]:
     """The write-ups' own when there are pretrained weights."""
     if means.pretrained:
-        known: list[Mapping[str, Any]] = [
+        return [
             # 2nd place: ResNet-50 at 299 px and more, flips only, Adam 1e-4, exponential decay.
             {"backbone": "resnet50", "lr": 1e-4, "optimizer": "adam", "schedule": "exponential"},
             # 5th place: label smoothing .1, flips and quarter turns.
@@ -72,14 +46,12 @@ def first_recipes(means: Means) -> list[Mapping[str, Any]]:
             {"backbone": "densenet121", "lr": 3e-4},
             {"backbone": "convnext_tiny", "lr": 1e-4},
         ]
-    else:
-        known = [
-            {"backbone": "test_resnet", "lr": 8e-3},
-            {"backbone": "test_efficientnet", "lr": 6e-3},
-            {"backbone": "test_resnet", "lr": 4e-3, "label_smoothing": 0.1},
-            {"backbone": "resnet10t", "lr": 4e-3},
-        ]
-    return [r for r in known if r["backbone"] in means.backbones]
+    return [
+        {"backbone": "test_resnet", "lr": 8e-3},
+        {"backbone": "test_efficientnet", "lr": 6e-3},
+        {"backbone": "test_resnet", "lr": 4e-3, "label_smoothing": 0.1},
+        {"backbone": "resnet10t", "lr": 4e-3},
+    ]
 
 
 def _write_sample(folder: Path, seed: int) -> None:
@@ -105,6 +77,7 @@ TASK = Task(
     ),
     metric="khd",
     backbones=lambda gpu: GPU_BACKBONES if gpu else CPU_BACKBONES,
-    space=space,
+    # Images of one laboratory: changes of stain are worth a try, no more.
+    space=usual_space("binary", first=first_recipes, stains=True),
     write_sample=_write_sample,
 )

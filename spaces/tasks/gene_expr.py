@@ -5,46 +5,30 @@ sizes of the gene lists were never published: 50 and 50 by sum and variance, as 
 """
 
 from pathlib import Path
+from typing import Any
 
 from spaces.means import Means
 from spaces.parts import REGRESSION_LOSSES, Regression
-from spaces.recipe import Recipe
-from spaces.space import Choose, Space
+from spaces.space import Choose
 from spaces.task import Task
 from spaces.usual import (
     CPU_BACKBONES,
     GPU_BACKBONES,
     PATHOLOGY,
-    choose_augment,
-    choose_core,
     choose_regression,
+    usual_space,
 )
 
 
-def space(means: Means) -> Space:
-    """The search space under these means (tasks in tables: docs/decisions.md)."""
-
-    def define(choose: Choose) -> Recipe:
-        core = choose_core(choose, means)
-        if "probe" in core:
-            return Recipe(**core, task=Regression())
-        return Recipe(
-            **core,
-            stain=choose.pick("stain", ("none", "macenko", "reinhard"), "none"),
-            # Stain carries signal here: jitter cost .02 of the score on real tiles
-            # (docs/decisions.md), so all colour changes are off unless chosen.
-            augment=choose_augment(choose, stains=True),
-            task=choose_regression(choose, REGRESSION_LOSSES, "mse_pearson_both"),
-        )
-
-    return Space(define, first=first_recipes(means))
+def part(choose: Choose) -> Regression:
+    return choose_regression(choose, REGRESSION_LOSSES, "mse_pearson_both")
 
 
-def first_recipes(means: Means) -> list[dict[str, object]]:
-    """Recipes that did well before, on the backbones that may be used: the write-ups' own when
-    there are pretrained weights, else what did well from random weights on small tiles."""
+def first_recipes(means: Means) -> list[dict[str, Any]]:
+    """Recipes that did well before: the write-ups' own when there are pretrained weights, else what
+    did well from random weights on small tiles."""
     if means.pretrained:
-        known: list[dict[str, object]] = [
+        return [
             # Write-up 000: five EfficientNet-B0 that differ by learning rate, SiLU in the head.
             {"backbone": "efficientnet_b0", "lr": 1e-3, "head": "activation", "activation": "silu"},
             {"backbone": "resnet50", "lr": 1e-3, "head": "linear"},
@@ -55,15 +39,13 @@ def first_recipes(means: Means) -> list[dict[str, object]]:
             {"backbone": "swinv2_tiny_window8_256", "lr": 5e-5},
             *({"backbone": name, "probe": "ridge", "pca": 256} for name in PATHOLOGY),
         ]
-    else:
-        known = [
-            {"backbone": "test_resnet", "lr": 1.6e-2, "pearson_weight": 2.0},
-            {"backbone": "test_resnet", "lr": 8e-3, "pearson_weight": 0.5},
-            {"backbone": "test_efficientnet", "lr": 6e-3, "pearson_weight": 0.5},
-            {"backbone": "test_resnet", "lr": 4e-3, "loss": "mse"},
-            {"backbone": "resnet10t", "lr": 4e-3},
-        ]
-    return [r for r in known if r["backbone"] in means.backbones]
+    return [
+        {"backbone": "test_resnet", "lr": 1.6e-2, "pearson_weight": 2.0},
+        {"backbone": "test_resnet", "lr": 8e-3, "pearson_weight": 0.5},
+        {"backbone": "test_efficientnet", "lr": 6e-3, "pearson_weight": 0.5},
+        {"backbone": "test_resnet", "lr": 4e-3, "loss": "mse"},
+        {"backbone": "resnet10t", "lr": 4e-3},
+    ]
 
 
 def _write_sample(folder: Path, seed: int) -> None:
@@ -77,6 +59,8 @@ TASK = Task(
     metric="gene_expr",
     metric_args={"heg_n": 50, "hvg_n": 50, "hvg_stat": "var"},
     backbones=lambda gpu: (*GPU_BACKBONES, *PATHOLOGY) if gpu else CPU_BACKBONES,
-    space=space,
+    # Stain carries signal here: jitter cost .02 of the score on real tiles (docs/decisions.md), so
+    # all changes of colour are off unless chosen.
+    space=usual_space("regression", first=first_recipes, part=part, stains=True),
     write_sample=_write_sample,
 )

@@ -5,17 +5,13 @@ precision over classes. Kaggle scores cells; until cells are segmented, a submis
 image's confidences to one mask of the whole image, which keeps the competition's format.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from spaces.layout import Layout, Submission
 from spaces.means import Means
-from spaces.parts import Classification
-from spaces.recipe import Recipe
-from spaces.space import Choose, Space
 from spaces.task import Task
-from spaces.usual import CPU_BACKBONES, choose_augment, choose_classification, choose_core
+from spaces.usual import CPU_BACKBONES, usual_space
 
 CHANNELS = ("red", "green", "blue", "yellow")  # microtubules, the protein, nuclei, ER
 
@@ -34,40 +30,22 @@ GPU_BACKBONES = (
 )
 
 
-def space(means: Means) -> Space:
-    def define(choose: Choose) -> Recipe:
-        core = choose_core(choose, means)
-        # Three channels leave out the ER; four need a new stem, made from the pretrained one.
-        core["channels"] = choose.pick("channels", (4, 3), 4)
-        if "probe" in core:
-            return Recipe(**core, task=Classification())
-        return Recipe(
-            **core,
-            augment=choose_augment(choose),
-            task=choose_classification(choose),
-        )
-
-    return Space(define, first=first_recipes(means))
-
-
-def first_recipes(means: Means) -> list[Mapping[str, Any]]:
+def first_recipes(means: Means) -> list[dict[str, Any]]:
     if means.pretrained:
-        known: list[Mapping[str, Any]] = [
+        return [
             {"backbone": "resnet101", "lr": 3e-4},
             {"backbone": "efficientnet_b0", "lr": 1e-3, "loss": "focal"},
             {"backbone": "seresnext26t_32x4d", "lr": 1e-4},
             {"backbone": "densenet121", "lr": 3e-4, "sampler": "over"},
             {"backbone": "efficientnet_b3", "lr": 1e-3, "mixing": "cutmix1", "loss": "focal"},
         ]
-    else:
-        known = [
-            {"backbone": "test_resnet", "lr": 8e-3},
-            {"backbone": "test_efficientnet", "lr": 6e-3},
-            {"backbone": "test_resnet", "lr": 8e-3, "sampler": "over"},
-            {"backbone": "test_resnet", "lr": 8e-3, "loss": "asymmetric"},
-            {"backbone": "resnet10t", "lr": 4e-3},
-        ]
-    return [r for r in known if r["backbone"] in means.backbones]
+    return [
+        {"backbone": "test_resnet", "lr": 8e-3},
+        {"backbone": "test_efficientnet", "lr": 6e-3},
+        {"backbone": "test_resnet", "lr": 8e-3, "sampler": "over"},
+        {"backbone": "test_resnet", "lr": 8e-3, "loss": "asymmetric"},
+        {"backbone": "resnet10t", "lr": 4e-3},
+    ]
 
 
 def _write_sample(folder: Path, seed: int) -> None:
@@ -92,6 +70,6 @@ TASK = Task(
     ),
     metric="average_precision",
     backbones=lambda gpu: GPU_BACKBONES if gpu else CPU_BACKBONES,
-    space=space,
+    space=usual_space("multilabel", first=first_recipes),
     write_sample=_write_sample,
 )
