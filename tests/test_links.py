@@ -1,5 +1,8 @@
 """From raw outputs to predictions. Shapes: N rows, T outputs."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -62,3 +65,22 @@ def test_flips_are_averaged_before_the_link(tmp_path, link: str) -> None:
     reference = expit(raw_NT) if link == "sigmoid" else softmax(raw_NT, axis=1)
     np.testing.assert_allclose(pred_NT, reference, atol=1e-4)
     assert pred_NT.min() >= 0 and pred_NT.max() <= 1 and np.ptp(pred_NT) > 0.05
+
+
+def test_a_model_of_the_hub_is_built_again_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(backbone="hf-hub:me/mine", image_size=32)
+    args = {"act_layer": "silu"}
+    theirs = build_model(replace(recipe, backbone="test_resnet"), 2, model_args=args).eval()
+    state = dict(theirs.state_dict())
+    state |= {"target.mean": torch.zeros(2), "target.std": torch.ones(2)}
+    state |= {"image.mean": torch.zeros(3), "image.std": torch.ones(3)}
+    monkeypatch.setattr("search.model.infer.hub_model", lambda name: ("test_resnet", args))
+    save_model(tmp_path / "fold-0.safetensors", state, recipe.to_dict(), 2)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = FoldModel.load(tmp_path / "fold-0.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        np.testing.assert_allclose(model.predict(images, tta=1), theirs(x).numpy(), atol=1e-5)

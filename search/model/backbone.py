@@ -123,8 +123,10 @@ def build_model(
     pretrained: bool = True,
     channels: int = 3,
     views: int = 1,
+    model_args: Mapping[str, Any] | None = None,
 ) -> Network:
-    """The recipe's network for `outputs` outputs, on the CPU; `channels` are those that it sees.
+    """The recipe's network for `outputs` outputs, on the CPU; `channels` are those that it sees,
+    `model_args` timm's options for its architecture.
 
     Pretrained weights are loaded when the recipe asks for them and `pretrained` allows it, from
     `weights_dir` if given. Random initialisation draws from torch's global generator.
@@ -141,7 +143,7 @@ def build_model(
     if fusion in ON_IMAGES:
         join = functools.partial(stack_views if fusion == "stack" else grid_views, views=views)
     seen = channels * views if fusion == "stack" else channels
-    backbone = _backbone(recipe, weights_dir, pretrained, seen)
+    backbone = _backbone(recipe, weights_dir, pretrained, seen, model_args or {})
     images_VCHW = torch.zeros(views, channels, size, size)
     backbone.eval()
     try:
@@ -162,10 +164,16 @@ def build_model(
     return network.train()
 
 
-def _backbone(recipe: Recipe, folder: Path | None, pretrained: bool, channels: int) -> nn.Module:
+def _backbone(
+    recipe: Recipe,
+    folder: Path | None,
+    pretrained: bool,
+    channels: int,
+    model_args: Mapping[str, Any],
+) -> nn.Module:
     known_backbone(recipe.backbone)
     pretrained = pretrained and recipe.weights == "pretrained"
-    options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
+    options: dict[str, Any] = {**model_args, "in_chans": channels, "num_classes": 0}
     if has_fixed_size(recipe.backbone):
         options["img_size"] = recipe.image_size
     if recipe.drop_path > 0:

@@ -7,6 +7,7 @@ width, C channels, F features, T outputs, G what a function gives.
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from search.data.augment import dihedral
 from search.data.batches import Batches
 from search.model.backbone import Network, build_model
 from search.model.links import IDENTITY, finish_predictions
+from search.model.weights import HUB, hub_model
 from search.run_folder import write_file
 from spaces.errors import UserError
 from spaces.recipe import Recipe
@@ -58,7 +60,13 @@ class FoldModel:
         recipe = Recipe.from_dict(json.loads(metadata["recipe"]), None)
         facts = {name: tensors.pop(name) for name in FACTS}
         outputs, channels, views = (int(metadata[n]) for n in ("outputs", "channels", "views"))
-        network = build_model(recipe, outputs, pretrained=False, channels=channels, views=views)
+        built, model_args = recipe, None
+        if "hub" in metadata:
+            architecture, model_args = json.loads(metadata["hub"])
+            built = replace(recipe, backbone=architecture)
+        network = build_model(
+            built, outputs, pretrained=False, channels=channels, views=views, model_args=model_args
+        )
         if recipe.probe != "none":
             from search.model.probe_head import ProbeHead
 
@@ -157,6 +165,8 @@ def save_model(
         "views": str(views),
         "link": link,
     }
+    if recipe["backbone"].startswith(HUB):  # so that it can be built again without the hub
+        metadata["hub"] = json.dumps(hub_model(recipe["backbone"]))
     write_file(path, lambda temporary: save_file(dict(tensors), temporary, metadata=metadata))
 
 

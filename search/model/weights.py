@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from timm.models import get_pretrained_cfg, load_model_config_from_hf, load_state_dict
 from torch import Tensor, nn
@@ -82,6 +83,12 @@ def reachable_backbones(
         reasons = dict.fromkeys(asked, f"only the hub has it ({source.reason})")
     lines = [f"backbone {name} is skipped: {reason}" for name, reason in reasons.items()]
     return tuple(name for name in names if name not in reasons), lines
+
+
+def hub_model(name: str) -> tuple[str, dict[str, Any]]:
+    """timm's architecture and options for a model of the hub, whose config must be within reach."""
+    _, architecture, model_args = load_model_config_from_hf(name.removeprefix(HUB))
+    return architecture, dict(model_args or {})
 
 
 def hub_id(name: str) -> str | None:
