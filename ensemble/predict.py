@@ -1,7 +1,6 @@
 """python -m ensemble.predict BUNDLE --data DIR: predict a folder of images with a bundle.
 
-Shapes: T outputs, N images, n images of one chunk, m members, H W C height, width and channels,
-B images of one piece.
+Shapes: T outputs, N rows, n rows of one chunk, m members, H W C height, width and channels.
 """
 
 import argparse
@@ -164,7 +163,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m ensemble.predict", description="Predict a folder of images with a bundle."
     )
     parser.add_argument("bundle", type=Path, help="folder that ensemble.build wrote")
-    parser.add_argument("--data", type=Path, help="folder with the test CSV")
+    parser.add_argument(
+        "--data", type=Path, help="folder with the test rows, as the task lays them out"
+    )
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="CSV to write")
     parser.add_argument(
         "--tta", type=int, metavar="1|4|8", help="views per image (default: the recipe's)"

@@ -33,7 +33,7 @@ class SubmissionForm:
     ids: tuple[str, ...]  # rows of the file: the test ids in the sample's order
     columns: tuple[str, ...]  # of a table: the id column first, then the targets
     submission: Submission = field(default_factory=Submission)
-    label_column: str = ""  # its name where the class is written instead of its probability
+    label_column: str = ""  # the task's, written in place of probabilities where all is decided
     task_type: str = "regression"
     sizes: tuple[tuple[int, int], ...] = ()  # (N,) pixels, width first, for masks
 

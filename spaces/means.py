@@ -15,4 +15,4 @@ class Means:
     train_rows: int  # rows of the smallest training fold
     views: int = 1  # images per row
     channels: int = 3  # of a stored image
-    outputs: int = 1
+    outputs: int = 1  # targets, or classes

@@ -54,7 +54,8 @@ def label_warnings(
         wrong_T = (counts_TK > 0).sum(axis=1) == 1
     elif task_type == "multilabel":
         told = "targets have no positive in some folds, where they tell nothing of a model"
-        wrong_T = (counts_TK == 0).any(axis=1)
+        # Those that never occur are told as targets that never vary.
+        wrong_T = (counts_TK == 0).any(axis=1) & (counts_TK > 0).any(axis=1)
     else:
         return []
     found = [f"{names[t]} {counts_TK[t].tolist()}" for t in np.flatnonzero(wrong_T).tolist()]
