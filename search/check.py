@@ -11,7 +11,7 @@ from spaces.errors import DONE, run_main
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from search.data.check import DataReport
+    from search.data.report import DataReport
 
 
 _LABELS = 25  # whose counts per fold are shown

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from search.data.check import DataReport
+    from search.data.report import DataReport
 
 SHOWN = 12  # images or pairs of a kind
 

@@ -24,7 +24,7 @@ from spaces.task import Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from search.data.check import DataReport
+    from search.data.report import DataReport
     from search.metrics import FittedMetric
 
 Say = Callable[[str], None]

@@ -17,8 +17,9 @@ import pytest
 from ensemble.submission import form_of, read_truth
 from search.baselines import BASELINES
 from search.data.cache import open_store
-from search.data.check import DataReport, inspect
+from search.data.check import inspect
 from search.data.decode import size_of
+from search.data.report import DataReport
 from search.data.source import resolve_data
 from search.data.table import drop, read_test
 from search.metrics import check_truth, fold_scores, metric_of, trial_score
