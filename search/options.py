@@ -12,7 +12,7 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the task csv")
     add = group.add_argument
     add("--targets", nargs="+", metavar="A,B", help="columns to predict")
-    add("--task-type", choices=TASK_TYPES, help="what they are")
+    add("--task-type", choices=TASK_TYPES, metavar="TYPE", help=", ".join(TASK_TYPES))
     add("--metric", metavar="M", help="what to be good at, e.g. rmse, auroc, accuracy")
     add("--image-columns", nargs="+", metavar="A,B", help="columns of image paths, one per view")
     add("--id-column", metavar="NAME", help="the column that names rows (default: id)")
