@@ -64,6 +64,8 @@ def choose_core(choose: Choose, means: Means, tta: Sequence[int] = TTA) -> dict[
     # Fine-tuned networks gain from SiLU and dropout before the last layer (write-up 000); networks
     # trained from random weights on few rows do not.
     usual_head, usual_drop = ("activation", 0.2) if means.pretrained else ("linear", 0.0)
+    # Few rows want many steps; on many, small batches waste most of a step on its overhead.
+    batch = 32 if means.gpu or means.train_rows >= 1000 else 16
     batches = [b for b in (16, 32, 64, 128) if 4 * b <= max(means.train_rows, 64)]
     backbone = choose.pick("backbone", means.backbones, means.backbones[0])
     kind = family(backbone)
@@ -117,7 +119,7 @@ def choose_core(choose: Choose, means: Means, tta: Sequence[int] = TTA) -> dict[
         "lr": lr * sgd_factor,
         "head_lr_mult": choose.pick("head_lr_mult", (1, 3, 10), 1),
         "weight_decay": choose.real("weight_decay", 1e-6, 1e-1, 1e-2, log=True),
-        "batch_size": choose.pick("batch_size", batches, 32 if means.gpu else 16),
+        "batch_size": choose.pick("batch_size", batches, batch),
         "schedule": choose.pick(
             "schedule", ("cosine", "onecycle", "exponential", "plateau"), "cosine"
         ),
