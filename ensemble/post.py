@@ -192,7 +192,8 @@ def lowest(of: Callable[[float], float], low: float, high: float) -> float:
             low, left, at_left = left, right, at_right
             right = low + ratio * (high - low)
             at_right = of(right)
-    return float(left if at_left <= at_right else right)
+    # The valley may lie at an end, which the section comes near and never reaches.
+    return min((left, right, low, high), key=of)
 
 
 def _blocks(count: int, each_holds: int) -> list[slice]:

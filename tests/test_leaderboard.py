@@ -214,7 +214,7 @@ def test_unreadable_files_are_the_users_fault(frame: pd.DataFrame, tmp_path) -> 
     with pytest.raises(UserError, match="not readable"):
         read_trials(run)
     frame.to_parquet(run.trials)
-    with pytest.raises(UserError, match="format none; this version reads format 1"):
+    with pytest.raises(UserError, match="format none; this version reads format 2"):
         read_trials(run)
 
 

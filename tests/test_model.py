@@ -255,7 +255,7 @@ def test_predictions_are_in_original_units_whatever_the_batch_size(tmp_path: Pat
 @pytest.mark.parametrize("link", ("identity", "sigmoid"))
 def test_a_probe_reads_the_mean_of_the_features(tmp_path: Path, link: str) -> None:
     """Not the mean of what the head makes of each flip: it was fitted on means."""
-    recipe = tiny(probe="knn", tta=4)
+    recipe = tiny(probe="knn", epochs=1, tta=4)
     backbone = build_model(recipe, 2)
     features = backbone.head[-1].in_features  # type: ignore[index]
     generator = torch.Generator().manual_seed(0)

@@ -223,7 +223,7 @@ def test_what_was_kept_is_read_back_when_the_earlier_run_is_gone(tmp_path: Path)
     (tmp_path / "old").rename(tmp_path / "elsewhere")
     assert load(run) == priors
     assert observations_from(load(run), CPU, OWN) == observations_from(priors, CPU, OWN) != []
-    run.warm_start.write_text('{"format": 1, "runs": [{"name": "x"}]}')
+    run.warm_start.write_text('{"format": 2, "runs": [{"name": "x"}]}')
     with pytest.raises(UserError, match="is damaged"):
         load(run)
 
