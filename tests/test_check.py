@@ -122,6 +122,18 @@ def test_auto_tells_what_it_found_and_folds_the_rows(root: Path) -> None:
     assert len(report.to_dict()["clusters"]) == 2
 
 
+def test_a_column_that_looks_like_groups_is_told(tmp_path: Path) -> None:
+    columns = {"Patient": [f"p{i % 12}" for i in range(48)], "note": ["x"] * 48}
+    root = make_folder(tmp_path, columns=columns)
+    told = [w for w in inspect(TASK, root, groups="auto").warnings if "--groups COLUMN" in w]
+    assert len(told) == 1 and "'Patient' has 12 values in 48 rows" in told[0]
+    for asked in ("none", "Patient"):
+        assert not any("--groups COLUMN" in w for w in inspect(TASK, root, groups=asked).warnings)
+    columns["Patient"] = [f"p{i}" for i in range(48)]
+    root = make_folder(tmp_path / "own", columns=columns)
+    assert not any("--groups" in w for w in inspect(TASK, root, groups="auto").warnings)
+
+
 def test_clusters_that_are_the_classes_are_no_groups(root: Path) -> None:
     rng = np.random.default_rng(0)
     names = ["dark" if row % 3 else "light" for row in range(48)]

@@ -18,6 +18,8 @@ from search.data.table import Table
 from search.data.trust import Alike, Kinds, joined_sizes
 
 _GROUPS = 100  # groups listed in data.json
+_SHARED = ("patient", "subject", "person", "case", "slide", "study", "series", "donor", "group")
+_REPEATED = 0.8  # of the rows: with more values than that, a column names rows rather than groups
 _DARK = 1 / 8  # of the 16 bit range: no brighter pixel anywhere means fewer bits were used
 
 
@@ -98,9 +100,27 @@ def warnings_of(report: DataReport, named_classes: bool) -> list[str]:
     """What does not stop a run and should be known. `named_classes`: the rows name the classes, so
     that a misspelt one is a class of its own."""
     warnings = [*report.table.warnings, *_image_warnings(report)]
+    if report.auto is not None:
+        warnings += _likely_groups(report.table)
     if named_classes:
         warnings += _lone_classes(report.table)
     return warnings
+
+
+def _likely_groups(table: Table) -> list[str]:
+    """A warning about columns that name what rows may share, while nobody said that they do."""
+    found = [
+        f"{name!r} has {len(set(values))} values in {len(values)} rows"
+        for name, values in table.columns.items()
+        if any(word in name.lower() for word in _SHARED)
+        and 1 < len(set(values)) <= _REPEATED * len(values)
+    ]
+    if not found:
+        return []
+    return [
+        f"column {some(found)}: if such rows belong together, random folds flatter the score; give "
+        "--groups COLUMN"
+    ]
 
 
 def _lone_classes(table: Table) -> list[str]:
