@@ -43,7 +43,7 @@ class FoldTraining:
         torch.manual_seed(epoch_seed(job.seed, -1))
         recipe, part = job.recipe, job.recipe.task
         classes = job.task_type != "regression"
-        targets_NT = torch.from_numpy(np.ascontiguousarray(job.targets_TN.T, dtype=np.float32))
+        targets_NT = torch.from_numpy(np.array(job.targets_TN.T, dtype=np.float32, order="C"))
         train_NT = targets_NT[torch.from_numpy(np.asarray(job.train_rows))]
         kind = "none" if classes else getattr(part, "target", "zscore")
         self.target_mean, self.target_std = target_scale(train_NT, kind)
