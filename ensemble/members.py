@@ -146,7 +146,6 @@ def load_members(*runs: RunFolder) -> Pool:
             f"{names} has no member: no trial has finished all its folds; "
             "resume the run with --resume, or give it more time"
         )
-    group = folds[0].group
     return Pool(
         task=first.task,
         task_type=first.task_type,
@@ -155,7 +154,7 @@ def load_members(*runs: RunFolder) -> Pool:
         members=tuple(members),
         true_TN=true_TN,
         fold_N=fold_N,
-        group_N=None if group is None else np.unique(np.array(group), return_inverse=True)[1],
+        group_N=folds[0].group_N,
         facts=first,
     )
 

@@ -104,7 +104,7 @@ def _train(setup: Setup, trial: Trial, folder: Path) -> "NDArray[np.float32]":
     rows = targets_TN.shape[1]
     images_NHWC = load_store(setup.store).images_NHWC
     cut = rows * task.layout.view_count
-    metric, group = FittedMetric.from_dict(setup.metric), read_folds(setup.run.folds).group
+    metric = FittedMetric.from_dict(setup.metric)
     # Any fold's start will do: nothing is validated that it might have seen.
     initial = setup.initial.get(recipe.backbone, {}).get("0")
     training = make_training(
@@ -127,7 +127,7 @@ def _train(setup: Setup, trial: Trial, folder: Path) -> "NDArray[np.float32]":
             initial=Path(initial) if initial else None,
         ),
         score=lambda pred_TN, true_TN: metric.score(pred_TN, true_TN).value,
-        groups_N=None if group is None else np.unique(np.array(group), return_inverse=True)[1],
+        groups_N=read_folds(setup.run.folds).group_N,
     )
     started = time.monotonic()
     while not training.done:

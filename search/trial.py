@@ -69,9 +69,7 @@ class Worker:
         self.task = load_task(context.task, context.task_options)
         self.metric = FittedMetric.from_dict(context.metric)
         folds = read_folds(self.run.folds)
-        self.fold_N, self.groups_N = folds.fold, None
-        if folds.group is not None:
-            self.groups_N = np.unique(np.array(folds.group), return_inverse=True)[1]
+        self.fold_N, self.groups_N = folds.fold, folds.group_N
         self.targets_TN = np.load(self.run.targets, mmap_mode="r")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         images_NHWC: Any = load_store(Path(context.store)).images_NHWC

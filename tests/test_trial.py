@@ -160,19 +160,19 @@ def test_of_damaged_checkpoints_none_is_believed(setup: Setup, trained: list[int
 
 
 def test_one_network_at_a_time_is_in_memory(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    from search.train import fold
+    from search.train import network
 
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     seen: list[int] = []
-    build = fold.build_model
+    build = network.build_model
 
     def counted(*args: Any, **options: Any) -> Any:
         seen.append(len(alive))
-        network = build(*args, **options)
-        alive.add(network)
-        return network
+        built = build(*args, **options)
+        alive.add(built)
+        return built
 
-    monkeypatch.setattr(fold, "build_model", counted)
+    monkeypatch.setattr(network, "build_model", counted)
     gc.disable()
     try:
         broken = {**config_of(setup, 18, 1), "folds": [1, 0, 99]}

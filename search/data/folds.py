@@ -41,6 +41,13 @@ class Folds:
     fold: np.ndarray  # int64 (N,)
 
     @property
+    def group_N(self) -> np.ndarray | None:
+        """A code per row; None when rows were not grouped."""
+        return (
+            None if self.group is None else np.unique(np.array(self.group), return_inverse=True)[1]
+        )
+
+    @property
     def k(self) -> int:
         return int(self.fold.max()) + 1
 

@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search.data.batches import Batches, channel_statistics
-from search.model.backbone import Network, build_model, model_facts, normalisation
+from search.data.batches import Batches
+from search.model.backbone import Network
 from search.model.infer import bf16_pays, predict_batches, save_model
-from search.model.initial import start_from
 from search.model.links import finish_predictions, link_of
 from search.model.losses import Loss, first_bias, make_loss, target_scale
 from search.model.memory import peak_memory, reset_peak, with_halving
 from search.train.checkpoint import TrainState, load_epoch, save_epoch
 from search.train.job import Diverged, EpochResult, Floats, FoldJob, FoldResult, Images
 from search.train.loop import epoch_seed, train_epoch
+from search.train.network import image_scale, seen_channels, start_network, weights_on_cpu
 from search.train.optim import freeze, make_average, make_optimizer
 from search.train.sampling import sampling_weights
 from spaces.recipe import Recipe
@@ -53,14 +53,8 @@ class FoldTraining:
             self.target_mean = (self.target_mean + self.target_mean[swapped]) / 2
             self.target_std = (self.target_std + self.target_std[swapped]) / 2
         self.link = link_of(job.task_type)
-        self.channels = min(recipe.channels, job.images_NHWC.shape[-1])
-        if recipe.normalise == "train":
-            self.mean, self.std = channel_statistics(
-                job.images_NHWC, job.train_rows, job.views, self.channels
-            )
-        else:
-            facts = model_facts(recipe.backbone)
-            self.mean, self.std = normalisation(recipe, facts, self.channels)
+        self.channels = seen_channels(job)
+        self.mean, self.std = image_scale(job)
         self.loss_of: Loss = make_loss(
             part,
             self.target_std.to(job.device),
@@ -161,16 +155,7 @@ class FoldTraining:
     def _network(self, bias_T: Tensor | None) -> Network:
         """The network at its start, on the device."""
         job = self.job
-        network = build_model(
-            job.recipe,
-            len(job.targets_TN),
-            job.weights_dir,
-            pretrained=job.initial is None,
-            channels=self.channels,
-            views=job.views,
-        )
-        if job.initial is not None:
-            start_from(network, job.initial)
+        network = start_network(job, len(job.targets_TN))
         if bias_T is not None:
             last = [module for module in network.head.modules() if isinstance(module, nn.Linear)][
                 -1
@@ -245,8 +230,7 @@ class FoldTraining:
         return pred_TN
 
     def _evaluated_state(self) -> dict[str, Tensor]:
-        weights = self.state.average.network.state_dict()
-        state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in weights.items()}
+        state = weights_on_cpu(self.state.average.network)
         state["target.mean"], state["target.std"] = self.target_mean, self.target_std
         state["image.mean"] = torch.tensor(self.mean)
         state["image.std"] = torch.tensor(self.std)

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from search.data.batches import channel_statistics
 from search.data.features import Features, load_or_compute
-from search.model.backbone import Network, build_model, model_facts, normalisation
+from search.model.backbone import Network
 from search.model.infer import FoldModel
-from search.model.initial import start_from
 from search.model.memory import with_halving
 from search.train.job import Diverged, FoldJob, Images
 from search.train.loop import epoch_seed
+from search.train.network import image_scale, seen_channels, start_network
 
 # Fields of a recipe that decide features; the weights, which others decide, have a digest.
 _SEEN = ("backbone", "image_size", "normalise", "stain", "pooling", "activation_backbone",
@@ -31,25 +30,11 @@ class Frozen:
 
     def __init__(self, job: FoldJob) -> None:
         self.job, recipe = job, job.recipe
-        self.channels = min(recipe.channels, job.images_NHWC.shape[-1])
-        if recipe.normalise == "train":
-            mean, std = channel_statistics(
-                job.images_NHWC, job.train_rows, job.views, self.channels
-            )
-        else:
-            mean, std = normalisation(recipe, model_facts(recipe.backbone), self.channels)
+        self.channels = seen_channels(job)
+        mean, std = image_scale(job)
         self.image_facts = {"image.mean": torch.tensor(mean), "image.std": torch.tensor(std)}
         torch.manual_seed(epoch_seed(recipe.seed, -1))
-        network = build_model(
-            recipe,
-            1,
-            job.weights_dir,
-            pretrained=job.initial is None,
-            channels=self.channels,
-            views=job.views,
-        )
-        if job.initial is not None:
-            start_from(network, job.initial)
+        network = start_network(job, 1)
         network.head = torch.nn.Identity()
         network = network.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = FoldModel(network, self.image_facts, recipe, job.device, views=job.views)

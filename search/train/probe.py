@@ -20,6 +20,7 @@ from search.run_folder import write_file
 from search.train.frozen import Frozen
 from search.train.job import Diverged, EpochResult, Floats, FoldJob, FoldResult
 from search.train.loop import epoch_seed
+from search.train.network import weights_on_cpu
 from search.train.probe_heads import FittedHead, fit_head
 from search.train.probe_rows import Score
 from spaces.errors import UserError
@@ -99,10 +100,7 @@ class ProbeTraining:
         head_seconds = time.perf_counter() - started
         tensors = {f"head.{name}": t for name, t in self.state.head.tensors.items()}
         network = self.frozen.model.network
-        state = {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in network.state_dict().items()
-        }
+        state = weights_on_cpu(network)
         # What a head gives is in the units of the targets already.
         outputs = len(job.targets_TN)
         state |= {"target.mean": torch.zeros(outputs), "target.std": torch.ones(outputs)}
