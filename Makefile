@@ -1,7 +1,9 @@
 # make run     the main job on the embedded sample     (ARGS="--trials 8" is passed on)
 # make test    lint, format, types, and all tests that take seconds
 # make slow    the tests that train whole runs
-# make bench   every script under benchmarks/
+# make bench   what is fast, beside what others do (under 40 minutes; ARGS=--quick: under 5)
+# make bench-anytime   scores over time against a hand-written search and Ray Tune (90 minutes)
+# make bench-studies  simulations: honest scores, search policies (needs RUNGFOLD_DATA)
 #
 # All of them first create the environment VENV (default .venv) with PYTHON where it is missing, and
 # install what they need into it. VENV=DIR takes an existing environment.
@@ -9,6 +11,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+BENCHES := feeding warm_workers bookkeeping start memory gpu probe_heads views ensemble_selection
 
 PY := $(VENV)/bin/python
 
@@ -22,7 +25,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 RUN_STAMP := $(VENV)/rungfold-search.toml
 TEST_STAMP := $(VENV)/rungfold-search-test.toml
 
-.PHONY: run test slow bench ready-run ready-test
+.PHONY: run test slow bench bench-anytime bench-studies ready-run ready-test
 .DELETE_ON_ERROR: # a half-made environment is made again
 
 run: ready-run
@@ -38,7 +41,13 @@ slow: ready-test
 	$(PY) -m pytest -m slow $(ARGS)
 
 bench: ready-test
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" $(ARGS); done
+	$(PY) benchmarks/keep.py $(BENCHES) $(ARGS)
+
+bench-anytime: ready-test
+	$(PY) benchmarks/keep.py anytime $(ARGS)
+
+bench-studies: ready-test
+	$(PY) benchmarks/keep.py optimism search_policies $(ARGS)
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)

@@ -66,7 +66,9 @@ def once(rows: int, seed: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--repeats", type=int, help="for each number of rows")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--quick", action="store_true", help="two repeats")
+    args = parser.parse_args()
+    repeats = 2 if args.quick else args.repeats
     print("rows  repeats  single OOF/fresh   greedy OOF/fresh   optimism  nested - fresh (± se)")
     for rows, usual in REPEATS.items():
         runs = [once(rows, 1000 * rows + seed) for seed in range(repeats or usual)]

@@ -128,7 +128,10 @@ def main() -> None:
     parser.add_argument("--outputs", type=int, default=250)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="few rows and outputs, one turn")
     args = parser.parse_args()
+    if args.quick:
+        args.rows, args.features, args.outputs, args.turns = 150, 64, 4, 1
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])
     torch.set_num_threads(args.cores)

@@ -60,7 +60,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--problems", nargs="+", default=[""], help="parts of problems' names")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, help="folder for search_policies.txt and .png")
+    parser.add_argument("--quick", action="store_true", help="one seed and a small budget")
     asked = parser.parse_args()
+    if asked.quick:
+        asked.seeds, asked.budget = 1, 4
     lacking = {arm: ARMS[arm].lacking() for arm in asked.arms}
     for reason in sorted({reason for reason in lacking.values() if reason}):
         titles = ", ".join(ARMS[arm].title for arm in asked.arms if lacking[arm] == reason)

@@ -1,7 +1,7 @@
 """What several views of a row cost: a training step on rows of 8 views against the same images as
 rows of one view, by fusion. Both sides take turns in one process; the asked-for ratio is 1.05.
 
-    python benchmarks/views.py > benchmarks/views.txt
+    python benchmarks/views.py
 """
 
 import argparse
@@ -29,7 +29,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", nargs="+", default=["test_resnet", "resnet10t"])
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="the smaller backbone, two turns")
     args = parser.parse_args()
+    if args.quick:
+        args.backbone, args.turns = args.backbone[:1], 2
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}")

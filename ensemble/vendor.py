@@ -5,6 +5,7 @@ people (`from search import Run`), and would drag in the whole program.
 """
 
 import ast
+import functools
 import importlib.metadata
 import shutil
 import sys
@@ -27,6 +28,7 @@ class Closure:
     packages: tuple[str, ...]
 
 
+@functools.cache  # a run exports many times, and sources do not change under it
 def closure(entry: str = ENTRY, root: Path = _ROOT) -> Closure:
     """Everything of ours that `entry` imports, directly or not, lazily or not."""
     files: set[Path] = set()
@@ -59,6 +61,7 @@ def copy_code(found: Closure, target: Path, root: Path = _ROOT) -> None:
         shutil.copyfile(root / file, target / file)
 
 
+@functools.cache
 def requirements(found: Closure) -> tuple[str, ...]:
     """Pinned to what is installed here, e.g. 'pillow==13.0.0'. A local part such as '+cpu' is left
     out: no package index has it."""

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--folds", type=int, metavar="K", help="folds to count labels in")
     parser.add_argument("--pictures", metavar="DIR", help="write pictures of what was found")
-    parser.add_argument("--cache", metavar="DIR", help="where the embedded sample is kept")
+    parser.add_argument("--cache", metavar="DIR", help="where samples and what was seen are kept")
     add_task_options(parser)
     return parser
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with progress_bar("checking images") as progress:
         report = inspect(
             task, root, groups=args.groups, folds=args.folds, skip_bad=args.skip_bad,
-            group_duplicates=args.group_duplicates, progress=progress,
+            group_duplicates=args.group_duplicates, progress=progress, cache=cache,
         )  # fmt: skip
     print_report(console, report)
     if args.pictures:

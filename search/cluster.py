@@ -3,12 +3,13 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from search.plan import Resources
+from search.plan import Plan, Resources
 from spaces.errors import UserError
 
 # Set before ray is imported: it reads them at import or when it starts its processes.
@@ -23,8 +24,12 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the journal is the truth, not Ray's state
     "TUNE_WARN_THRESHOLD_S": "1000000",
 }
+# What trainings need, imported by Ray's processes as they start, before a trial asks for them.
+PRELOAD = "torch,timm,ray.tune,search.train.fold"
 OBJECT_STORE_BYTES = 200 * 2**20  # reports are small; images come from the store on disk
+IDLE_MS = 3_600_000  # until a process without work is given up; decoding may take long
 KNOCK_SECONDS = 5.0
+LOGS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def local_resources() -> Resources:
@@ -44,45 +49,88 @@ def local_resources() -> Resources:
     )
 
 
+def start(plan: Plan, resources: Resources) -> None:
+    """Ray started here for `plan`, unless it runs already. Called early: while the driver looks at
+    images, the workers' processes start and import what trainings need."""
+    ray = _import_ray()
+    if ray.is_initialized():
+        return
+    os.environ.pop("RAY_ADDRESS", None)
+    cpus, names = resources.cpus, {}
+    if not plan.gpus_per_trial:
+        cpus = plan.workers * plan.cpus_per_trial
+        # Ray sets this for a worker's task, which is too late for what is imported before.
+        names["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(plan.cpus_per_trial))
+        if plan.cpus_per_trial == 1:  # Ray starts a process for each CPU: here all become workers
+            names["RAY_preload_python_modules"] = PRELOAD
+            names["RAY_idle_worker_killing_time_threshold_ms"] = str(IDLE_MS)
+    with _environment(names):
+        ray.init(
+            num_cpus=cpus,
+            num_gpus=resources.gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **LOGS,
+        )
+    # A worker that asks for variables of its own gets a new process, never one that waits. This one
+    # keeps PyTorch Lightning from forking, which nobody here does.
+    from ray.tune.execution.class_cache import DEFAULT_ENV_VARS
+
+    DEFAULT_ENV_VARS.pop("PL_DISABLE_FORK", None)
+
+
 @contextmanager
-def connect(address: str | None, resources: Resources | None) -> Iterator[None]:
-    """Ray started here with `resources`, or joined at `address`; shut down on leaving.
+def connect(address: str | None) -> Iterator[None]:
+    """The cluster at `address` joined, or with None what `start` started here kept; left, or shut
+    down, in the end.
 
     Raises UserError when nothing answers at the address.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     # A head of Ray 2.60 asks for the token in this file, but a driver sends it only when told to,
     # and that before ray is imported.
     if address is not None and (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is not None:
-        try:
-            _knock(address)
-            ray.init(address=address, **options)
-        except (OSError, ValueError) as error:  # ConnectionError and TimeoutError are OSErrors
-            first = str(error).splitlines()[0]
-            raise UserError(
-                f"no Ray cluster answers at {address!r} ({first}); start one with `ray up "
-                "cluster.yaml`, or leave --address out to use this machine alone"
-            ) from None
-    else:
-        assert resources is not None
-        os.environ.pop("RAY_ADDRESS", None)
-        ray.init(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **options,
-        )
+    ray = _import_ray()
     try:
+        if address is not None:
+            _join(address)
         yield
     finally:
         ray.shutdown()
+
+
+def _import_ray() -> ModuleType:
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    return ray
+
+
+@contextmanager
+def _environment(names: Mapping[str, str]) -> Iterator[None]:
+    """Within it, processes that are started see these variables."""
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        _knock(address)
+        ray.init(address=address, **LOGS)
+    except (OSError, ValueError) as error:  # ConnectionError and TimeoutError are OSErrors
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"no Ray cluster answers at {address!r} ({first}); start one with `ray up "
+            "cluster.yaml`, or leave --address out to use this machine alone"
+        ) from None
 
 
 def _knock(address: str) -> None:

@@ -13,6 +13,7 @@ from search.data.folds import read_folds
 from search.director import Clock, Director
 from search.finish import Refresher, publish
 from search.journal import Journal, seconds_used
+from search.memory_watch import MemoryWatch, keep_peak
 from search.metrics import FittedMetric, Score, fold_scores, trial_score
 from search.oof import assemble
 from search.plan import Plan, extended
@@ -84,15 +85,15 @@ class Session:
         self._folds = read_folds(setup.run.folds)
         self._targets_TN = np.load(setup.run.targets, mmap_mode="r")
         self._metric = FittedMetric.from_dict(setup.metric)
-        # Trials that a dead driver left complete are finished here, before anyone listens.
-        self._refresher: Refresher | None = None
+        # Trials that a dead driver left complete are finished here, before anyone else listens.
         self.director = Director(
             setup.run, setup.plan, self._journal, sampler,
             fold_order=list(setup.fold_order), clock=Clock(deadline=deadline),
-            finalise=self._finalise, on_member=self._on_member, tell=say,
+            finalise=self._finalise, tell=say,
         )  # fmt: skip
         self._sweep()
         self._refresher = Refresher(setup.run, self.frame, setup.keep_gb)
+        self._journal.listen(self._refresher.hear, replay=False)
         self._journal.listen(TrialLines(self.director).hear, replay=False)
 
     def __enter__(self) -> Self:
@@ -102,8 +103,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        if self._refresher is not None:
-            self._refresher.close()
+        self._refresher.close()
         self._journal.close()
         self._lock.release()
 
@@ -123,9 +123,13 @@ class Session:
             threads=setup.plan.cpus_per_trial,
             gpus=setup.plan.gpus_per_trial,
             weights_dir=str(setup.weights_dir) if setup.weights_dir else None,
+            compile=setup.plan.compile,
         )
         if self.director.anything_left():
-            run_study(self.director, setup.plan, context, setup.resources, setup.address)
+            images = setup.store / "images.npy"
+            with MemoryWatch(images, everywhere=setup.address is None) as watch:
+                run_study(self.director, setup.plan, context, setup.resources, setup.address)
+            keep_peak(setup.run, watch.peak)
         if not self.director.interrupted:
             self.director.close()
         self._sweep()
@@ -141,8 +145,7 @@ class Session:
 
     def publish(self) -> "BuildResult | None":
         """The final leaderboard, ensemble, bundle and submission."""
-        if self._refresher is not None:
-            self._refresher.close()
+        self._refresher.close()
         return publish(self._setup.run, self.frame(), self._setup.keep_gb)
 
     def frame(self) -> "pd.DataFrame":
@@ -151,10 +154,6 @@ class Session:
     def ablations(self) -> list[dict[str, Any]]:
         """What each single change did, of all ablations of the run."""
         return rows(self._journal, self.director.trials)
-
-    def _on_member(self) -> None:
-        if self._refresher is not None:
-            self._refresher.ask()
 
     def _finalise(self, trial: Trial) -> Mapping[str, Any]:
         """Assemble a whole trial's OOF; its scores for the journal."""

@@ -68,7 +68,6 @@ class Director:
         fold_order: list[int],
         clock: Clock,
         finalise: Callable[[Trial], Mapping[str, Any]],
-        on_member: Callable[[], None] = lambda: None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         """The journal has this session's first event already. `finalise` assembles a whole trial's
@@ -85,7 +84,7 @@ class Director:
         self._ended = 0  # trials that ended in this session
         self._wrong: list[Trial] = []  # those of them that failed or were too big
         self._journal, self._sampler = journal, sampler
-        self._finalise, self._on_member, self._tell = finalise, on_member, tell
+        self._finalise, self._tell = finalise, tell
         journal.listen(self._hear)
         self._recover()
 
@@ -466,7 +465,6 @@ class Director:
         write_json(checkpoints / "recipe.json", facts)
         extra = self._finalise(trial)
         self._end(trial, states.FINISHED, "all folds done", **extra)
-        self._on_member()
 
     def _end(self, trial: Trial, state: str, reason: str, **extra: Any) -> None:
         self._journal.append(

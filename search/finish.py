@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from search.journal import Event
 from search.leaderboard import write_leaderboard
 from search.policy.retention import to_delete
 from search.run_folder import RunFolder
@@ -69,24 +70,32 @@ def _retain(run: RunFolder, frame: "pd.DataFrame", built: "BuildResult", keep_gb
 
 
 class Refresher:
-    """Publishes in a thread of its own; asked again meanwhile, it publishes the newest state."""
+    """Publishes in a thread of its own, at most a share of the time, after members have finished.
+
+    Rows are made where the journal is heard, since trials change there, and only when they are
+    published next: all rows for every member would take longer and longer.
+    """
 
     def __init__(
         self, run: RunFolder, frame: Callable[[], "pd.DataFrame"], keep_gb: float | None = None
     ) -> None:
-        """`frame` makes the rows of the leaderboard; it is called in the asking thread."""
+        """`frame` makes the rows of the leaderboard; it is called in the hearing thread."""
         self._run, self._make_frame, self._keep_gb = run, frame, keep_gb
-        self._newest: pd.DataFrame | None = None
+        self._news = False  # a member has finished that was in no frame
+        self._frame: pd.DataFrame | None = None  # to be published
+        self._free = True  # nothing is being published, and that was long enough ago
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="refresh", daemon=True)
         self._thread.start()
 
-    def ask(self) -> None:
-        frame = self._make_frame()
-        with self._wake:
-            self._newest = frame
-            self._wake.notify()
+    def hear(self, event: Event) -> None:
+        self._news |= event.kind == "end" and event.data["state"] == FINISHED
+        if self._news and self._free:
+            frame = self._make_frame()
+            with self._wake:
+                self._news, self._free, self._frame = False, False, frame
+                self._wake.notify()
 
     def close(self) -> None:
         """Wait for what is being published; then nothing more is."""
@@ -96,15 +105,12 @@ class Refresher:
         self._thread.join()
 
     def _loop(self) -> None:
-        rest = 0.0
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._closed or self._newest is not None)
-                # Big ensembles take long to build: leave the cores to the trials in between.
-                self._wake.wait_for(lambda: self._closed, timeout=rest)
+                self._wake.wait_for(lambda: self._closed or self._frame is not None)
                 if self._closed:
                     return
-                frame, self._newest = self._newest, None
+                frame, self._frame = self._frame, None
             assert frame is not None
             started = time.monotonic()
             try:
@@ -112,4 +118,7 @@ class Refresher:
             except Exception:
                 # The last publishing, at the end of the run, raises; this one may be tried again.
                 log.exception("refreshing leaderboard and ensemble failed")
+            # Big ensembles take long to build: leave the cores to the trials in between.
             rest = (time.monotonic() - started) / SHARE
+            with self._wake:
+                self._free = not self._wake.wait_for(lambda: self._closed, timeout=rest)

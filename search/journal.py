@@ -10,6 +10,7 @@ took: within a session they advance by a clock that never jumps.
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def read_events(path: Path) -> tuple[list[Event], int]:
     good = 0
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
         try:
-            record = json.loads(line.decode())  # bytes as they are would be searched for UTF-16
+            record = _parsed(line.decode())  # bytes as they are would be searched for UTF-16
             written_in = record.pop("format")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             # A crash of the machine may leave a last line of zeros: that is torn as well.
@@ -62,6 +63,13 @@ def read_events(path: Path) -> tuple[list[Event], int]:
             raise UserError(f"{path} line {number}: sequence {events[-1].seq} is out of order")
         good += len(line) + 1
     return events, good
+
+
+def _parsed(line: str) -> Any:
+    """JSON whose keys are one object for all lines: a long run keeps hundreds a trial."""
+    return json.loads(
+        line, object_pairs_hook=lambda pairs: {sys.intern(name): value for name, value in pairs}
+    )
 
 
 def _damaged(path: Path, number: int, error: Exception) -> UserError:
@@ -115,7 +123,7 @@ class Journal:
         line = json.dumps({"format": FORMAT, **event.__dict__}, separators=(",", ":"))
         self._write(line.encode() + b"\n")
         # What is heard is what a replay would hear: plain JSON data, keys as strings.
-        event = Event(**{k: v for k, v in json.loads(line).items() if k != "format"})
+        event = Event(**{k: v for k, v in _parsed(line).items() if k != "format"})
         self.events.append(event)
         for listener in self._listeners:
             listener(event)

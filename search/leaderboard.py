@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.memory_watch import peak_line
 from search.run_folder import FORMAT, RunFolder, read_json, write_file
 from search.trials import DIVERGED, FAILED, FINISHED, PRUNED, RUNNING, STOPPED, TOO_BIG
 from spaces.errors import DONE, UserError, run_main
@@ -227,6 +228,12 @@ def show(frame: "pd.DataFrame", top: int, console: "Console") -> None:
             console.print(Text(f"{row['trial']:04d} {row['state']}: {row['reason']}"))
 
 
+def show_memory(run: RunFolder, console: "Console") -> None:
+    """Print what the run took of this machine's memory at its peak, where that is known."""
+    if run.data.is_file() and (line := peak_line(read_json(run.data))):
+        console.print(line, markup=False)
+
+
 def as_json(frame: "pd.DataFrame", top: int) -> str:
     """The ranked rows as JSON; what is not known is null, recipes are objects."""
     rows = []
@@ -275,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_trial(run, frame, asked.trial, console)
         return DONE
     show(frame, asked.top or SHOWN, console)
+    show_memory(run, console)
     return DONE
 
 

@@ -1,8 +1,8 @@
-"""Options that several commands share: what a task of one's own is about."""
+"""Options that several commands share, and what their values mean."""
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from spaces.task import TASK_TYPES
 
@@ -28,6 +28,14 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
         "id_column": args.id_column,
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def gpu_share(text: str) -> float | Literal["auto"]:
+    """The value of --gpus-per-trial."""
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
 
 
 def _names(words: Sequence[str] | None) -> list[str] | None:

@@ -5,11 +5,12 @@ Every choice carries its reason; `search.run` prints them and stores them in run
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
-from typing import Any
+from typing import Any, Literal
 
 from search.journal import Event
+from search.policy.packing import Packing
 from search.policy.rungs import Rung, make_rungs
 from spaces.backbones import relative_cost, side_of
 from spaces.errors import UserError
@@ -52,8 +53,9 @@ class Wish:
     epochs: int | None = None
     image_sizes: tuple[int, ...] = ()
     backbones: tuple[str, ...] = ()
-    gpus_per_trial: float | None = None
+    gpus_per_trial: float | Literal["auto"] | None = None
     cpus_per_trial: int | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,7 @@ class Plan:
     workers: int
     cpus_per_trial: int
     gpus_per_trial: float
+    compile: bool = False  # steps of training, by torch.compile
     store_size: int  # pixels, side of the stored images
     rungs: tuple[Rung, ...]
     keep: tuple[float, ...]  # at each rung, the share of its arrivals that goes on
@@ -103,7 +106,8 @@ class Plan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Plan":
         fields = dict(data)
-        if missing := {f.name for f in dataclass_fields(cls)} - fields.keys():
+        needed = {f.name for f in dataclass_fields(cls) if f.default is MISSING}
+        if missing := needed - fields.keys():
             raise UserError(
                 f"the run's plan has no {', '.join(sorted(missing))}: another version made it; use "
                 "that version, or start a new run"
@@ -116,18 +120,19 @@ class Plan:
 
 def check_wish(wish: Wish) -> None:
     """Raises UserError for every impossible value at once."""
+    gpus = None if wish.gpus_per_trial == "auto" else wish.gpus_per_trial
     faults = [
         f"--{name} is {value:g}; it must be greater than 0"
         for name, value in (
             ("trials", wish.trials), ("hours", wish.hours), ("epochs", wish.epochs),
-            ("cpus-per-trial", wish.cpus_per_trial), ("gpus-per-trial", wish.gpus_per_trial),
+            ("cpus-per-trial", wish.cpus_per_trial), ("gpus-per-trial", gpus),
         )
         if value is not None and not (value > 0 and math.isfinite(value))
     ]  # fmt: skip
-    if wish.gpus_per_trial and wish.gpus_per_trial > 1:
+    if gpus and gpus > 1:
         faults.append(
-            f"--gpus-per-trial is {wish.gpus_per_trial:g}; a trial runs on one GPU or a share of "
-            "one for now: give a value in (0, 1]"
+            f"--gpus-per-trial is {gpus:g}; a trial runs on one GPU or a share of one for now: "
+            "give a value in (0, 1], or auto"
         )
     faults += [
         f"--image-size is {size}; it must lie in [16, 2048] pixels"
@@ -136,6 +141,22 @@ def check_wish(wish: Wish) -> None:
     ]
     if faults:
         raise UserError(faults)
+
+
+def check_gpus(wish: Wish, resources: Resources, here: int) -> None:
+    """Raises UserError for GPUs that are not there; `here` are those of this machine, on one of
+    which "auto" would measure."""
+    if wish.gpus_per_trial and not resources.gpu:
+        asked = wish.gpus_per_trial
+        raise UserError(
+            f"--gpus-per-trial is {asked if asked == 'auto' else f'{asked:g}'} but no GPU was "
+            "found; leave it out to run on CPU cores"
+        )
+    if wish.gpus_per_trial == "auto" and not here:
+        raise UserError(
+            "--gpus-per-trial is auto, which measures on a GPU of this machine, but only the "
+            "cluster has some; give a share, for example 0.5, or start from a machine with a GPU"
+        )
 
 
 def plan_images(wish: Wish, native: int, backbones: Sequence[str], gpu: bool) -> ImagePlan:
@@ -163,14 +184,22 @@ def plan_images(wish: Wish, native: int, backbones: Sequence[str], gpu: bool) ->
     )
 
 
-def make_plan(wish: Wish, facts: Facts, images: ImagePlan, resources: Resources) -> Plan:
-    """Decide what the user left open.
+def make_plan(
+    wish: Wish,
+    facts: Facts,
+    images: ImagePlan,
+    resources: Resources,
+    packing: Packing | None = None,
+) -> Plan:
+    """Decide what the user left open; `packing` is needed where "auto" GPUs are asked for.
 
     Raises UserError when the wish cannot be met: more CPUs or GPUs for a trial than there are.
     """
     reasons: list[str] = []
     gpu = resources.gpu
-    workers, cpus, gpus = _workers(wish, resources, reasons)
+    workers, cpus, gpus = _workers(wish, resources, packing, reasons)
+    if wish.compile:
+        reasons.append("training steps are compiled: asked for")
     reasons += images.reasons
     sizes, offered = images.sizes, facts.backbones
     trials, hours = wish.trials, wish.hours
@@ -179,7 +208,8 @@ def make_plan(wish: Wish, facts: Facts, images: ImagePlan, resources: Resources)
         reasons.append(f"trials {trials}: neither --trials nor --hours was given")
 
     train_rows = facts.rows * (facts.folds - 1) / facts.folds
-    rate = REFERENCE_GPU if gpu else REFERENCE_CPU * cpus**0.8
+    # Trials that share a GPU gain from it; how much is not known before the run has measured.
+    rate = REFERENCE_GPU * gpus if gpu else REFERENCE_CPU * cpus**0.8
 
     def fold_epoch_seconds(backbone: str, size: int) -> float:
         images = train_rows * facts.views
@@ -235,8 +265,9 @@ def make_plan(wish: Wish, facts: Facts, images: ImagePlan, resources: Resources)
     reasons.append(f"members: at least {members} trials are finished, for the ensemble")
     return Plan(
         trials=trials, hours=hours, epochs=epochs, image_sizes=sizes, backbones=backbones,
-        workers=workers, cpus_per_trial=cpus, gpus_per_trial=gpus, store_size=images.store_size,
-        rungs=rungs, keep=keep, members=members, reasons=tuple(reasons),
+        workers=workers, cpus_per_trial=cpus, gpus_per_trial=gpus,
+        compile=wish.compile, store_size=images.store_size, rungs=rungs,
+        keep=keep, members=members, reasons=tuple(reasons),
     )  # fmt: skip
 
 
@@ -254,15 +285,19 @@ def extended(plan: Plan, events: Iterable[Event]) -> Plan:
     return plan
 
 
-def _workers(wish: Wish, resources: Resources, reasons: list[str]) -> tuple[int, int, float]:
+def _workers(
+    wish: Wish, resources: Resources, packing: Packing | None, reasons: list[str]
+) -> tuple[int, int, float]:
     """Number of workers, CPUs of each, GPU share of each."""
-    gpus = wish.gpus_per_trial or 0.0
-    if gpus and not resources.gpu:
-        raise UserError(
-            f"--gpus-per-trial is {gpus:g} but no GPU was found; leave it out to run on CPU cores"
-        )
+    check_gpus(wish, resources, here=resources.gpus)
+    gpus = 0.0
     if resources.gpu:
-        gpus = gpus or 1.0
+        if wish.gpus_per_trial == "auto":
+            assert packing is not None
+            gpus = packing.gpus_per_trial
+            reasons.append(packing.reason)
+        else:
+            gpus = wish.gpus_per_trial or 1.0
         workers = max(1, int(resources.gpus * math.floor(1 / gpus)))
         cpus = wish.cpus_per_trial or max(1, resources.cpus // workers)
         reasons.append(f"workers {workers}: {resources.gpus} GPUs, {gpus:g} for each trial")

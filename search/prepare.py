@@ -4,12 +4,23 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.cluster import cluster_resources, connect, local_resources
 from search.options import task_options
 from search.pictures import draw
-from search.plan import Facts, Resources, Wish, check_wish, make_plan, plan_images
+from search.plan import (
+    Facts,
+    Plan,
+    Resources,
+    Wish,
+    check_gpus,
+    check_wish,
+    make_plan,
+    plan_images,
+)
 from search.policy.priors import PriorRun, identity
 from search.run_folder import RunFolder, write_file, write_json
 from search.setup import Setup, save
@@ -32,9 +43,13 @@ ROOM = 64 * 2**20  # bytes of a run's folder beside its predictions
 MEMBERS = 20  # predictions of this many members should fit
 
 
-def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
-    """Check, decode, split and plan, then write the run's folder. None for --dry-run, which writes
-    nothing but the cached images.
+def prepare(
+    args: argparse.Namespace,
+    say: Say,
+    on_plan: Callable[[Plan, Resources], None] | None = None,
+) -> Setup | None:
+    """Check, split, plan and decode, then write the run's folder. None for --dry-run, which writes
+    nothing but the cached images. `on_plan` is called before images are decoded.
 
     Raises UserError with all faults of what could be looked at together.
     """
@@ -59,10 +74,12 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     if wish.backbones:
         _check_backbones(wish.backbones)
     resources = _resources(args.address)
+    if wish.gpus_per_trial:
+        check_gpus(wish, resources, local_resources().gpus)
     backbones = wish.backbones or task.backbones(resources.gpu)
 
     say("checking the data")
-    report = _inspect(args, task, data, out)
+    report = _inspect(args, task, data, out, cache)
     for warning in report.warnings:
         say(f"warning: {warning}")
     _say_groups(report, args.groups, say)
@@ -88,6 +105,36 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
         f"{len(table.ids)} train and {len(table.test_ids)} test rows{views}, "
         f"{len(table.target_names)} targets"
     )
+    fold_sizes = np.bincount(report.fold_N).tolist()
+    facts = Facts(
+        rows=len(table.ids), folds=len(fold_sizes), backbones=tuple(backbones), views=table.views,
+    )  # fmt: skip
+    means = Means(
+        gpu=resources.gpu, pretrained=weights["pretrained"] or bool(initial),
+        image_sizes=images.sizes, backbones=tuple(backbones), epochs=1,
+        train_rows=len(table.ids) - max(fold_sizes), views=table.views,
+        channels=task.layout.channel_count, outputs=len(table.target_names),
+    )  # fmt: skip
+    task_name = task.name if args.task == task.name else _absolute(args.task)
+    packing = None
+    if wish.gpus_per_trial == "auto":
+        from search.footprint import Shape, packing_of
+
+        say("measuring how much GPU memory trials take")
+        shape = Shape(
+            task_name=task_name, task_options=options, side=images.store_size,
+            channels=task.layout.channel_count, views=table.views, outputs=len(table.target_names),
+        )  # fmt: skip
+        packing = packing_of(
+            task, shape, means, resources, images=len(table.files) + len(table.test_files),
+            cpus_per_trial=wish.cpus_per_trial or 1,
+        )  # fmt: skip
+    plan = make_plan(wish, facts, images, resources, packing)
+    means = replace(means, backbones=plan.backbones, epochs=plan.epochs)
+    for reason in plan.reasons:
+        say(f"plan: {reason}")
+    if on_plan is not None and not args.dry_run:
+        on_plan(plan, resources)
     clean = {"crop_borders": args.crop_borders, "mask_captions": args.mask_captions}
     act, clean_key = cleaner(clean)
     with progress_bar("decoding images") as bar:
@@ -97,24 +144,8 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
         )  # fmt: skip
     train_NHWC = store.images_NHWC[: len(table.files)]
     metric, baselines, order = _baselines(task, report, train_NHWC, say)
-
-    fold_sizes = np.bincount(report.fold_N).tolist()
-    facts = Facts(
-        rows=len(table.ids), folds=len(fold_sizes), backbones=tuple(backbones), views=table.views,
-    )  # fmt: skip
-    plan = make_plan(wish, facts, images, resources)
-    for reason in plan.reasons:
-        say(f"plan: {reason}")
-    means = Means(
-        gpu=resources.gpu, pretrained=weights["pretrained"] or bool(initial),
-        image_sizes=plan.image_sizes,
-        backbones=plan.backbones, epochs=plan.epochs,
-        train_rows=len(table.ids) - max(fold_sizes), views=table.views,
-        channels=task.layout.channel_count, outputs=len(table.target_names),
-    )  # fmt: skip
     setup = Setup(
-        run=RunFolder(out), task_name=task.name if args.task == task.name else _absolute(args.task),
-        task_options=options,
+        run=RunFolder(out), task_name=task_name, task_options=options,
         data=data, cache=cache, groups_asked=args.groups, plan=plan, means=means,
         resources=resources, metric=metric.to_dict(), target_names=table.target_names,
         store=store.folder.resolve(), fold_order=tuple(order), baselines=tuple(baselines),
@@ -145,6 +176,7 @@ def wish_of(args: argparse.Namespace) -> Wish:
         backbones=tuple(args.backbone or ()),
         gpus_per_trial=args.gpus_per_trial,
         cpus_per_trial=args.cpus_per_trial,
+        compile=args.compile,
     )
 
 
@@ -192,22 +224,22 @@ def _check_backbones(names: tuple[str, ...]) -> None:
 
 
 def _resources(address: str | None) -> Resources:
-    from search.cluster import cluster_resources, connect, local_resources
-
     if address is None:
         return local_resources()
-    with connect(address, None):
+    with connect(address):
         return cluster_resources()
 
 
-def _inspect(args: argparse.Namespace, task: Task, data: Path, out: Path) -> "DataReport":
+def _inspect(
+    args: argparse.Namespace, task: Task, data: Path, out: Path, cache: Path
+) -> "DataReport":
     from search.data.check import inspect
 
     with progress_bar("checking images") as bar:
         return inspect(
             task, data, groups=args.groups, folds=args.folds, seed=args.seed,
             skip_bad=args.skip_bad, group_duplicates=args.group_duplicates, progress=bar,
-            needs=lambda table: [
+            cache=cache, needs=lambda table: [
                 (out, ROOM + MEMBERS * table.targets_TN.nbytes, "the run's folder")
             ],
         )  # fmt: skip

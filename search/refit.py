@@ -92,8 +92,10 @@ def _train(setup: Setup, trial: Trial, folder: Path) -> "NDArray[np.float32]":
     from search.data.folds import read_folds
     from search.metrics import FittedMetric
     from search.oof import save_rows
+    from search.train.allocator import keep_freed_memory
     from search.train.fold import FoldJob, make_training, save_fold
 
+    keep_freed_memory()
     model, tests = folder / f"fold-{ALL}.safetensors", folder / "test.npy"
     if model.is_file() and tests.is_file():
         return np.load(tests, allow_pickle=False)
@@ -125,6 +127,7 @@ def _train(setup: Setup, trial: Trial, folder: Path) -> "NDArray[np.float32]":
             cache=setup.cache,
             store_key=setup.store.name,
             initial=Path(initial) if initial else None,
+            compile=setup.plan.compile,
         ),
         score=lambda pred_TN, true_TN: metric.score(pred_TN, true_TN).value,
         groups_N=read_folds(setup.run.folds).group_N,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from search.options import add_task_options
+from search.options import add_task_options, gpu_share
 from spaces.errors import DONE, INTERRUPTED, UserError, run_main
 
 if TYPE_CHECKING:
@@ -37,8 +37,11 @@ def parser() -> argparse.ArgumentParser:
     add("--mask-captions", action="store_true", help="paint over text burnt into images")
     add("--image-size", type=int, nargs="+", metavar="N", help="sides in pixels to search")
     add("--backbone", nargs="+", metavar="NAME", help="timm models to search")
-    add("--gpus-per-trial", type=float, metavar="G", help="GPUs of each trial, or a share of one")
+    add("--gpus-per-trial", type=gpu_share, metavar="G|auto",
+        help="share of a GPU for each trial; auto: as many trials as fit, measured")  # fmt: skip
     add("--cpus-per-trial", type=int, metavar="C", help="CPU cores of each trial")
+    add("--compile", action="store_true",
+        help="torch.compile training: slow to start, pays in long trials on GPUs")  # fmt: skip
     add("--address", metavar="ADDR", help="a Ray cluster (auto: the one this host belongs to)")
     add("--weights", default="auto", metavar="auto|pretrained|random|DIR",
         help="where pretrained weights come from (default: auto)")  # fmt: skip
@@ -69,11 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     check_resume(args, given(argv))
 
+    from search.cluster import start
     from search.prepare import prepare
     from search.setup import reopen
     from search.terminal import say
 
-    setup = reopen(args.resume, args.force) if args.resume else prepare(args, say)
+    early = start if args.address is None else None  # Ray's processes start beside the decoding
+    setup = reopen(args.resume, args.force) if args.resume else prepare(args, say, early)
     if setup is None:
         return DONE
     return search(setup, args.extend, args.ablate, args.refit)

@@ -6,9 +6,12 @@ unbroken one would.
 """
 
 import math
+from bisect import insort
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -126,6 +129,11 @@ def _by_optuna(trial: optuna.Trial) -> Draw:
     return draw
 
 
+def _words(params: Mapping[str, Any]) -> frozenset[Any]:
+    """The choices among words, which alike recipes share: only those that do are compared."""
+    return frozenset((name, value) for name, value in params.items() if isinstance(value, str))
+
+
 @dataclass(kw_only=True)
 class Observation:
     """What the sampler knows of a trial."""
@@ -172,7 +180,12 @@ class Sampler:
         self._changes: list[Mapping[str, Any]] = []  # of an ablation, that were not asked yet
         self._priors = [(self._known(p.params)[1], p) for p in priors]
         self._seen: dict[int, Observation] = {}
+        # What each ask looks up is kept as it is heard: a long run asks as quickly as a short one.
         self._at: dict[Rung, int] = dict.fromkeys(self._rungs, 0)  # arrivals
+        # (-value, trial), the best first; without those that diverged
+        self._ranking: dict[Rung, list[tuple[float, int]]] = {rung: [] for rung in self._rungs}
+        self._like: defaultdict[frozenset[Any], list[Observation]] = defaultdict(list)
+        self._ranges: dict[str, BaseDistribution] = {}
 
     # -- hearing -------------------------------------------------------------------------------
 
@@ -184,9 +197,11 @@ class Sampler:
                 self._changes.pop(0)
             if data["params"] in self._first:
                 self._first.remove(data["params"])
-            self._seen[event.trial] = Observation(
-                params=data["params"], recipe=data["recipe"], distributions=distributions
-            )
+            seen = self._seen[event.trial] = Observation(
+                params=data["params"], recipe=data["recipe"],
+                distributions={name: self._range(name, d) for name, d in distributions.items()},
+            )  # fmt: skip
+            self._like[_words(seen.params)].append(seen)
         elif event.kind == "ablate":
             self._changes += data["changes"]
         elif event.kind == "rung":
@@ -194,12 +209,21 @@ class Sampler:
         elif event.kind == "end" and data["state"] == states.FINISHED:
             self._record(event.trial, self._whole, data["score"])
         elif event.kind == "end" and data["state"] == states.DIVERGED:
-            self._seen[event.trial].diverged = True
+            seen = self._seen[event.trial]
+            seen.diverged = True
+            for rung, value in seen.values.items():
+                self._ranking[rung].remove((-value, event.trial))
 
     def _record(self, trial: int, rung: Rung, value: float) -> None:
         if math.isfinite(value):
             self._seen[trial].values[rung] = value
             self._at[rung] += 1
+            insort(self._ranking[rung], (-value, trial))
+
+    def _range(self, name: str, drawn_from: BaseDistribution) -> BaseDistribution:
+        """The object that other trials hold for the same range: thousands of them need room."""
+        known = self._ranges.setdefault(name, drawn_from)
+        return known if known == drawn_from else drawn_from
 
     def _known(self, params: Mapping[str, Any]) -> tuple[Recipe, dict[str, BaseDistribution]]:
         """The recipe of given parameters, and what they were drawn from. A space that has changed
@@ -227,7 +251,7 @@ class Sampler:
                 return self._make(_by_chance(rng), params, "first")
         if late and rng.random() < SEED_SHARE and (again := self._another_seed(backbones)):
             return again
-        best = self._best(COMPARED)
+        best = self._best(COMPARED, NEIGHBOUR_OF)
         study = cache(lambda: self._study(int(rng.integers(2**31))))
         for _ in range(TRIES):
             proposal = self._propose(rng, backbones, best, study)
@@ -250,7 +274,7 @@ class Sampler:
         if u < RANDOM_SHARE or not (best or self._priors):
             return self._make(_by_chance(rng), fixed, "random")
         if u < RANDOM_SHARE + NEIGHBOUR_SHARE and best:
-            params = best[int(rng.integers(min(len(best), NEIGHBOUR_OF)))].params
+            params = best[int(rng.integers(len(best)))].params
             if fixed and params["backbone"] in backbones:
                 fixed["backbone"] = params["backbone"]
             return self._make(_around(params, rng), fixed, "neighbour")
@@ -268,10 +292,9 @@ class Sampler:
     ) -> tuple[dict[str, Any], Recipe, str] | None:
         """The best finished recipe of which few seeds were tried, with the next seed: models that
         differ by nothing else still make different errors, and ensembles gain from it."""
-        finished = [o for o in self._seen.values() if self._whole in o.values]
-        finished.sort(key=lambda o: -o.values[self._whole])
-        for seen in finished[:NEIGHBOUR_OF]:
-            seeds = [o.recipe["seed"] for o in self._seen.values() if o.params == seen.params]
+        for seen in self._first_of(self._whole, NEIGHBOUR_OF):
+            like = self._like[_words(seen.params)]
+            seeds = [o.recipe["seed"] for o in like if o.params == seen.params]
             if seen.params["backbone"] in backbones and len(seeds) < SEEDS:
                 recipe = self._known(seen.params)[0]
                 return dict(seen.params), replace(recipe, seed=max(seeds) + 1), "seed"
@@ -288,22 +311,20 @@ class Sampler:
                 else params[name] == seen.params[name]
                 for name, d in seen.distributions.items()
             )
-            for seen in self._seen.values()
+            for seen in self._like.get(_words(params), ())
         )
 
     def _level(self, enough: int) -> Rung | None:
         """The deepest rung that enough trials have reached."""
         return max((rung for rung in self._rungs if self._at[rung] >= enough), default=None)
 
-    def _best(self, enough: int) -> list[Observation]:
-        """Trials that reached the level that counts, best first."""
+    def _best(self, enough: int, count: int) -> list[Observation]:
+        """The best `count` trials at the level that counts."""
         level = self._level(enough)
-        there = [
-            (-o.values[level], n, o)
-            for n, o in self._seen.items()
-            if level in o.values and not o.diverged
-        ]
-        return [o for _, _, o in sorted(there, key=lambda item: item[:2])]
+        return [] if level is None else self._first_of(level, count)
+
+    def _first_of(self, rung: Rung, count: int) -> list[Observation]:
+        return [self._seen[trial] for _, trial in self._ranking[rung][:count]]
 
     def _study(self, seed: int) -> optuna.Study:
         """A study of what is known: univariate TPE without the constant liar."""
@@ -312,10 +333,11 @@ class Sampler:
         )
         study = optuna.create_study(direction="maximize", sampler=sampler)
         level = self._level(MODELLED)
-        best = self._best(MODELLED)[: SHOWN // 3]
+        best = self._best(MODELLED, SHOWN // 3)
         ids = {id(o) for o in best}
-        newest = [o for o in reversed(self._seen.values()) if id(o) not in ids]
-        told = (self._told(o, level) for o in best + newest[: SHOWN - len(best)])
+        others = (o for o in reversed(self._seen.values()) if id(o) not in ids)
+        newest = list(islice(others, SHOWN - len(best)))
+        told = (self._told(o, level) for o in best + newest)
         study.add_trials([*self._told_priors(level), *(t for t in told if t)])
         return study
 
@@ -325,8 +347,10 @@ class Sampler:
         Their scores cannot be compared with this run's, but their ranks can: one that beat a share
         r of its run counts as good as what beats a share r of the own trials.
         """
-        own = sorted(o.values[level] for o in self._seen.values() if level in o.values)
         count = min(len(self._priors), max(0, PRIORS - len(self._seen) // 3))
+        if not count:
+            return []
+        own = sorted(o.values[level] for o in self._seen.values() if level in o.values)
         by_rank = sorted(self._priors, key=lambda known: known[1].rank)
         chosen = [by_rank[i * len(by_rank) // count] for i in range(count)]
         return [

@@ -36,7 +36,8 @@ class DirectorSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: the scheduler has told the director already."""
+        """The scheduler has told the director already."""
+        self.leases.pop(trial_id, None)
 
     # The journal is the truth: what Ray pickles and saves of this object is empty.
     def __getstate__(self) -> dict[str, Any]:

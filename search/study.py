@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from search.cluster import connect
+from search.cluster import connect, start
 from search.director import Director
 from search.plan import Plan, Resources
 from search.policy.failures import disk_full
@@ -32,8 +32,10 @@ def run_study(
     Ctrl-C.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.workers)
+    if address is None:
+        start(plan, resources)
     with (
-        connect(address, resources),
+        connect(address),
         _ctrl_c(director),
         # Ray's own state is not ours to keep: the journal holds the truth.
         tempfile.TemporaryDirectory(prefix="rungfold-ray-", ignore_cleanup_errors=True) as scratch,

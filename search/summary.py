@@ -24,11 +24,12 @@ def tell(
     from rich.console import Console
 
     from search import ablation
-    from search.leaderboard import show
+    from search.leaderboard import show, show_memory
 
     console = Console()
     console.print()
     show(frame, TOP, console)
+    show_memory(setup.run, console)
     if changed:
         ablation.write(setup.run.ablation, changed)
         ablation.show(changed, console)

@@ -17,6 +17,7 @@ from ray import tune
 
 from search import trials as states
 from search.policy.failures import disk_full
+from search.policy.packing import store_budget
 from spaces.errors import UserError
 from spaces.recipe import Recipe
 from spaces.seeds import derive
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 NEWS_SECONDS = 5.0  # at the first epoch's end after this long a step reports, decision or not
 CHECKPOINT_SECONDS = 20.0  # between epoch checkpoints
-STORE_SHARE = 0.4  # of a worker's free GPU memory that the image store may take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Context:
     threads: int
     gpus: float  # share of a GPU that the worker has
     weights_dir: str | None
+    compile: bool = False  # training steps, by torch.compile
 
 
 class Worker:
@@ -61,8 +62,10 @@ class Worker:
         from search.data.folds import read_folds
         from search.metrics import FittedMetric
         from search.run_folder import RunFolder
+        from search.train.allocator import keep_freed_memory
         from spaces.registry import load_task
 
+        keep_freed_memory()
         torch.set_num_threads(context.threads)
         self.context = context
         self.run = RunFolder(Path(context.run))
@@ -74,9 +77,9 @@ class Worker:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         images_NHWC: Any = load_store(Path(context.store)).images_NHWC
         if self.device == "cuda":
-            # Trials that share a GPU share its memory: what is free now may not be free later.
-            budget = torch.cuda.mem_get_info()[0] * STORE_SHARE * min(1, context.gpus)
-            images_NHWC = to_device(images_NHWC, self.device, int(budget))
+            free, total = torch.cuda.mem_get_info()
+            budget = store_budget(total, free, context.gpus)
+            images_NHWC = to_device(images_NHWC, self.device, budget)
         images = len(self.fold_N) * self.task.layout.view_count
         self.images_NHWC, self.test_images_NHWC = images_NHWC[:images], images_NHWC[images:]
 
@@ -196,6 +199,7 @@ class Worker:
                 cache=Path(context.cache),
                 store_key=Path(context.store).name,
                 initial=Path(initial) if initial else None,
+                compile=context.compile,
             ),
             score=lambda pred_TN, true_TN: self.metric.score(pred_TN, true_TN).value,
             groups_N=self.groups_N,
@@ -238,9 +242,16 @@ class TrialTrainable(tune.Trainable):
     """A worker behind Ray Tune's class interface, reused from trial to trial."""
 
     def setup(self, config: dict[str, Any], context: Context | None = None) -> None:
+        import gc
+
+        import search.train.fold  # noqa: F401 (with torch and timm, before what is frozen)
+
         assert context is not None
         self._worker = Worker(context)
         self._reports = self._worker.reports(config)
+        # Modules live as long as the worker: looking through them between two trials took .2 s.
+        gc.collect()
+        gc.freeze()
 
     def step(self) -> dict[str, Any]:
         # As text: Tune flattens nested dictionaries on their way to the scheduler.
@@ -254,8 +265,8 @@ class TrialTrainable(tune.Trainable):
         self._reports.close()
         self._reports = self._worker.reports(new_config)
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if torch.cuda.is_available() and self._worker.context.gpus < 1:
+            torch.cuda.empty_cache()  # others on this GPU cannot free it
         return True
 
     def cleanup(self) -> None:

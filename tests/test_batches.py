@@ -106,6 +106,18 @@ def test_a_fused_batch_is_the_augmented_images_normalised(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", AUGMENTS)
 @pytest.mark.parametrize("size", [12, 16, 24])
+def test_a_batch_prepared_in_pieces_is_the_whole_one(
+    kind: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = make(pixels(), image_size=size)
+    ((whole, _),) = batches.epoch(40, AUGMENTS[kind], seeded())
+    monkeypatch.setattr("search.data.batches.PIECE", 3 * max(size, 16) ** 2)  # 3 images, then 1
+    ((pieced, _),) = batches.epoch(40, AUGMENTS[kind], seeded())
+    assert torch.allclose(pieced, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", AUGMENTS)
+@pytest.mark.parametrize("size", [12, 16, 24])
 def test_the_same_seed_gives_the_same_batches_at_every_size(kind: str, size: int) -> None:
     batches = make(pixels(), image_size=size)
     augment = AUGMENTS[kind]

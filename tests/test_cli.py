@@ -21,8 +21,8 @@ FLAGS = {
     "search.run": (
         "TASK --data --out --trials --hours --epochs --folds --groups --image-size --backbone "
         "--gpus-per-trial --cpus-per-trial --address --weights --cache --seed --resume --dry-run "
-        "--skip-bad --extend --force --keep-gb --warm-start --group-duplicates --crop-borders "
-        f"--mask-captions --init-from --ablate --refit {OWN_TASK}"
+        "--compile --skip-bad --extend --force --keep-gb --warm-start --group-duplicates "
+        f"--crop-borders --mask-captions --init-from --ablate --refit {OWN_TASK}"
     ),
     "search.check": (
         f"TASK --data --groups --skip-bad --cache --group-duplicates --folds --pictures {OWN_TASK}"
@@ -120,6 +120,16 @@ def test_an_impossible_value_is_the_users_fault(
     with pytest.raises(UserError, match=f"{flag} is {value}"):
         importlib.import_module("search.run").main(["gene_expr", flag, value])
     assert not list(tmp_path.iterdir()), "something was half written"
+
+
+def test_a_share_of_a_gpu_is_a_number_or_auto(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = parser_of("search.run")
+    read = [parser.parse_args(["t", "--gpus-per-trial", v]).gpus_per_trial for v in ("auto", ".5")]
+    assert read == ["auto", 0.5]
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["t", "--gpus-per-trial", "many"])
+    assert caught.value.code == 2
+    assert "'many' is neither a number nor auto" in capsys.readouterr().err
 
 
 def test_all_impossible_values_are_told_at_once_and_end_in_1(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ FLOORS = (
         "search.leaderboard", "search.baselines", "search.check", "search.plan", "search.policy",
         "search.trials", "search.director", "search.sampler", "search.results", "search.progress",
         "search.finish", "search.terminal", "search.warm_start", "search.ablation",
-        "search.detail", "search.options", "search.pictures",
+        "search.detail", "search.options", "search.pictures", "search.footprint",
+        "search.memory_watch",
     ),
     (
         "search.cluster", "search.trial", "search.searcher", "search.scheduler", "search.study",

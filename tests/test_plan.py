@@ -1,6 +1,7 @@
 """The plan: budgets become epochs, workers and sizes; impossible wishes are told at once."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,11 +11,13 @@ from search.plan import (
     Plan,
     Resources,
     Wish,
+    check_gpus,
     check_wish,
     extended,
     make_plan,
     plan_images,
 )
+from search.policy.packing import Packing
 from spaces.errors import UserError
 from spaces.tasks.gene_expr import CPU_BACKBONES, GPU_BACKBONES
 
@@ -22,10 +25,17 @@ CPU = Resources(cpus=2, gpus=0, memory_bytes=20 * 10**9)
 GPU = Resources(cpus=32, gpus=4, memory_bytes=200 * 10**9)
 
 
-def plan_of(wish: Wish, resources: Resources = CPU, rows: int = 828, native: int = 64) -> Plan:
+def plan_of(
+    wish: Wish,
+    resources: Resources = CPU,
+    rows: int = 828,
+    native: int = 64,
+    packing: Packing | None = None,
+) -> Plan:
     offered = wish.backbones or (GPU_BACKBONES if resources.gpu else CPU_BACKBONES)
     facts = Facts(rows=rows, folds=5, backbones=offered)
-    return make_plan(wish, facts, plan_images(wish, native, offered, resources.gpu), resources)
+    images = plan_images(wish, native, offered, resources.gpu)
+    return make_plan(wish, facts, images, resources, packing)
 
 
 def test_a_worker_for_each_core_and_each_gpu() -> None:
@@ -33,6 +43,39 @@ def test_a_worker_for_each_core_and_each_gpu() -> None:
     plan = plan_of(Wish(), GPU, native=224)
     assert (plan.workers, plan.cpus_per_trial, plan.gpus_per_trial) == (4, 8, 1.0)
     assert plan_of(Wish(gpus_per_trial=0.5), GPU).workers == 8
+
+
+@pytest.mark.parametrize("trials", range(1, 9))
+def test_as_many_workers_share_a_gpu_as_were_packed(trials: int) -> None:
+    packing = Packing(trials=trials, reason="for a reason")
+    plan = plan_of(Wish(gpus_per_trial="auto"), GPU, packing=packing)
+    assert plan.workers == trials * GPU.gpus
+    # Ray counts in ten-thousandths: rounded up, one would find no room.
+    assert round(plan.gpus_per_trial * 10_000) * trials <= 10_000
+    assert plan.cpus_per_trial == max(1, GPU.cpus // plan.workers)
+    assert "for a reason" in plan.reasons
+
+
+def test_trials_that_share_a_gpu_are_not_thought_faster_together() -> None:
+    wish = Wish(hours=0.5)
+    alone, shared = (plan_of(replace(wish, gpus_per_trial=g), GPU) for g in (1.0, 0.25))
+    assert shared.epochs <= alone.epochs and len(shared.backbones) <= len(alone.backbones)
+
+
+def test_compiling_is_asked_for_and_told() -> None:
+    assert not plan_of(Wish()).compile
+    plan = plan_of(Wish(compile=True))
+    assert plan.compile and any("compiled" in reason for reason in plan.reasons)
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_a_plan_of_a_run_from_before_compiling_is_read() -> None:
+    saved = plan_of(Wish()).to_dict()
+    del saved["compile"]
+    assert Plan.from_dict(saved) == plan_of(Wish())
+    del saved["epochs"]
+    with pytest.raises(UserError, match="has no epochs"):
+        Plan.from_dict(saved)
 
 
 def test_little_memory_makes_fewer_workers() -> None:
@@ -88,6 +131,12 @@ def test_impossible_wishes_are_told_all_at_once() -> None:
 def test_gpus_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError, match="no GPU was found"):
         plan_of(Wish(gpus_per_trial=1))
+    with pytest.raises(UserError, match="--gpus-per-trial is auto but no GPU was found"):
+        plan_of(Wish(gpus_per_trial="auto"))
+    with pytest.raises(UserError, match=r"only the cluster has some; give a share"):
+        check_gpus(Wish(gpus_per_trial="auto"), GPU, here=0)
+    check_gpus(Wish(gpus_per_trial="auto"), GPU, here=1)
+    check_gpus(Wish(gpus_per_trial=0.5), GPU, here=0)
     with pytest.raises(UserError, match="there are 2 CPUs"):
         plan_of(Wish(cpus_per_trial=8))
 

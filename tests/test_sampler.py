@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import FloatDistribution
 
 from search.journal import Journal
 from search.policy.priors import PriorObservation
 from search.policy.rungs import make_rungs
-from search.sampler import SEEDS, Sampler
+from search.sampler import COPY, SEEDS, Observation, Sampler, _share
 from spaces.means import Means
 from spaces.registry import load_task
 
@@ -101,6 +102,44 @@ def test_no_recipe_is_tried_twice(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     asked = [a["params"] for a in play(journal, sampler_on(journal), 0, 60)]
     assert all(a != b for i, a in enumerate(asked) for b in asked[:i])
+
+
+def test_what_is_kept_for_quick_looks_is_what_a_look_at_all_trials_finds(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    sampler = sampler_on(journal)
+    play(journal, sampler, 0, 60)
+    for number in range(0, 60, 7):
+        journal.append("end", number, 1, state="diverged", reason="exploded")
+
+    for enough in (3, 8, 1000):
+        level = max((r for r, count in sampler._at.items() if count >= enough), default=None)
+        there = [
+            (-o.values[level], number)
+            for number, o in sampler._seen.items()
+            if level in o.values and not o.diverged
+        ]
+        expected = [sampler._seen[number] for _, number in sorted(there)]
+        assert sampler._best(enough, 10) == expected[:10]
+
+    def near(params: dict[str, Any], seen: Observation) -> bool:
+        """As the sampler has it."""
+        return params.keys() == seen.params.keys() and all(
+            abs(_share(drawn_from, params[name]) - _share(drawn_from, seen.params[name])) < COPY
+            if isinstance(drawn_from, FloatDistribution)
+            else params[name] == seen.params[name]
+            for name, drawn_from in seen.distributions.items()
+        )
+
+    asked = [dict(o.params) for o in sampler._seen.values()]
+    moved = [p | {"lr@cnn": p["lr@cnn"] * (1 + k / 100)} for p in asked if "lr@cnn" in p
+             for k in range(12)]  # fmt: skip
+    other = [p | {"backbone": "resnet18"} for p in asked]
+    found = [sampler._near_copy(params) for params in asked + moved + other]
+    assert found == [
+        any(near(params, seen) for seen in sampler._seen.values())
+        for params in asked + moved + other
+    ]
+    assert set(found[len(asked) : len(asked) + len(moved)]) == {True, False}
 
 
 def test_earlier_runs_guide_the_first_draws(tmp_path: Path) -> None:

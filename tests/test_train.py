@@ -19,7 +19,7 @@ from search.train.fold import FoldTraining, save_fold, train_fold
 from search.train.job import Diverged, EpochResult, FoldJob
 from search.train.optim import AveragedModel, learning_rate, make_optimizer
 from spaces.errors import UserError
-from spaces.parts import Regression
+from spaces.parts import Classification, Regression
 from spaces.recipe import Augment, Recipe
 
 ROWS, OUTPUTS, SIZE = 56, 6, 32
@@ -370,17 +370,44 @@ def test_a_fold_on_the_gpu_learns_and_is_reproduced_by_its_model(tmp_path: Path)
     )
 
 
+MIXED = Augment(brightness=0.1, rotate=10.0, hue=0.1, hed=0.1, mixup=0.2, cutmix=1.0)
+CLASSES = {
+    "task_type": "multilabel",
+    "targets_TN": (np.arange(ROWS) % 2 * np.ones((2, 1), np.float32)).astype(np.float32),
+}
+
+
 @pytest.mark.gpu
-def test_the_step_loop_never_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = job(
-        device="cuda", bf16=None, augment=Augment(brightness=0.1, rotate=10.0, hue=0.1, mixup=0.2)
-    )
-    on_device = torch.from_numpy(small.images_NHWC).cuda()
-    training = FoldTraining(dataclasses.replace(small, images_NHWC=on_device))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augment": MIXED},
+        {"augment": MIXED, "micro_batch": 4, "ema": 0.0, "swa": 0.5},
+        {"optimizer": "sgd", "schedule": "plateau", "layer_decay": 0.8},
+        {"optimizer": "adam", "schedule": "onecycle", "head_warmup": 1.0, "freeze": "last_block"},
+        {"stain": "macenko", "normalise": "image"},
+        {"task": Regression(loss="mse_pearson_both")},
+        {**CLASSES, "task": Classification(loss="asymmetric", sampler="over")},
+        {**CLASSES, "task": Classification(loss="focal", class_weight="balanced")},
+        {"compile": True, "augment": MIXED},
+    ],
+    ids=lambda changes: ", ".join(changes),
+)
+@pytest.mark.parametrize("held", (True, False), ids=("store on the GPU", "store on the host"))
+def test_the_step_loop_never_waits_for_the_gpu(
+    held: bool, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = job(**{"device": "cuda", "bf16": None, **changes})
+    if held:
+        on_device = torch.from_numpy(small.images_NHWC).cuda()
+        small = dataclasses.replace(small, images_NHWC=on_device)
+    training = FoldTraining(small)
     training.epoch()  # what is done once may wait
 
+    take_in = training.state.average.update
+
     def update(step: int) -> None:
-        AveragedModel.update(training.state.average, step)
+        take_in(step)
         last = len(small.train_rows) // small.recipe.batch_size - 1
         torch.cuda.set_sync_debug_mode("error" if step % (last + 1) < last else "default")
 

@@ -267,7 +267,7 @@ class Memory:
             return forward(network, images_BCHW)
 
         def counted(*args: Any) -> float:
-            self.entered.append(args[-1])
+            self.entered.append(args[5])
             return train_epoch(*args)
 
         def finished(training: fold.FoldTraining) -> Any:

@@ -47,6 +47,11 @@ class Draws:
         held = {f.name: getattr(self, f.name) for f in fields(self)}
         return Draws(**{k: None if v is None else to_async(v, device) for k, v in held.items()})
 
+    def part(self, images: slice) -> "Draws":
+        """What concerns the pixels of some of the images."""
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "mirror_R"}
+        return Draws(**{k: None if v is None else v[images] for k, v in held.items()})
+
 
 def to_async(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on `device`; the host does not wait for the copy."""
@@ -201,11 +206,10 @@ def _crop_matrix(batch: int, smallest: float, generator: torch.Generator) -> Ten
 
 def warp(images_BCHW: Tensor, map_B23: Tensor, size: int) -> Tensor:
     """(B, C, size, size): bilinear reads at the mapped coordinates, mirrored at the borders."""
-    line = torch.arange(size, device=map_B23.device, dtype=torch.float32)
-    line = (2 * line + 1) / size - 1
-    x_B2W = map_B23[:, :, 0, None] * line
-    y_B2H = map_B23[:, :, 1, None] * line + map_B23[:, :, 2, None]
-    grid_2BHW = x_B2W.transpose(0, 1)[:, :, None, :] + y_B2H.transpose(0, 1)[:, :, :, None]
+    line = torch.linspace(1 / size - 1, 1 - 1 / size, size, device=map_B23.device)
+    x_2B1, y_2B1, shift_2B1 = map_B23.transpose(0, 1).split(1, 2)
+    x_2BW, y_2BH = x_2B1 * line, torch.addcmul(shift_2B1, y_2B1, line)
+    grid_2BHW = x_2BW[:, :, None, :] + y_2BH[:, :, :, None]
     return F.grid_sample(
         images_BCHW, grid_2BHW.permute(1, 2, 3, 0), padding_mode="reflection", align_corners=False
     )
@@ -226,20 +230,40 @@ def colour(
 ) -> Tensor:
     """Images whose values lie in [0, white], changed in brightness, then contrast, then saturation,
     clipped to [0, 1] and normalised; all in one matrix product. Contiguous (B, C, H, W)."""
-    batch, channels, height, width = images_BCHW.shape
-    images_BCP = images_BCHW.reshape(batch, channels, height * width)
-    mean_BC = images_BCP.mean(2)
-    grey_B = sum(mean_BC[:, c] * weight for c, weight in enumerate(GREY))
+    factors_B3 = torch.stack((brightness_B, contrast_B, saturation_B), 1)
+    map_B37 = colour_map(factors_B3, white=white, mean=mean, std=std)
+    return recolour(images_BCHW, map_B37, mean=mean, std=std)
+
+
+def colour_map(
+    factors_B3: Tensor, *, white: float, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """(B, 3, 7): what factors of brightness, contrast and saturation do to RGB values in
+    [0, white], normalised: a matrix for the pixel, one for the image's mean, and what is added."""
+    brightness_B, contrast_B, saturation_B = factors_B3.unbind(1)
     # x -> b x -> c b x + (1 - c) b grey_mean =: y -> s y + (1 - s) grey(y)
-    own_B = saturation_B * contrast_B * brightness_B / white
-    shared_B = (1 - saturation_B) * contrast_B * brightness_B / white
-    constant_B = (1 - contrast_B) * brightness_B * grey_B / white
-    constant_B = constant_B * (saturation_B + (1 - saturation_B) * sum(GREY))
-    shared_B3 = torch.stack([shared_B * weight for weight in GREY], 1)
-    matrix_B33 = shared_B3[:, None, :] + torch.diag_embed(own_B[:, None].expand(-1, 3))
-    matrix_B33 = torch.stack([matrix_B33[:, c] / std[c] for c in range(3)], 1)
-    offset_B31 = torch.stack([(constant_B - mean[c]) / std[c] for c in range(3)], 1)[:, :, None]
-    out_BCP = torch.baddbmm(offset_B31, matrix_B33, images_BCP)
+    factor_B = brightness_B / white
+    own_B = saturation_B * contrast_B * factor_B
+    shared_B = (1 - saturation_B) * contrast_B * factor_B
+    mean_B = (1 - contrast_B) * factor_B * (saturation_B + (1 - saturation_B) * sum(GREY))
+    zero_B = torch.zeros_like(factor_B)
+    rows = []
+    for c in range(3):
+        pixel = [shared_B * weight + (own_B if k == c else 0) for k, weight in enumerate(GREY)]
+        row = [*pixel, *(mean_B * weight for weight in GREY), zero_B - mean[c]]
+        rows.append(torch.stack(row, 1) / std[c])
+    return torch.stack(rows, 1)
+
+
+def recolour(
+    images_BCHW: Tensor, map_B37: Tensor, *, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """RGB images changed as `colour_map` says, of the same `mean` and `std`, and clipped where
+    values before normalising leave [0, 1]. Contiguous (B, C, H, W)."""
+    images_BCP = images_BCHW.flatten(2)
+    pixel_B33, mean_B33, added_B31 = map_B37.split((3, 3, 1), 2)
+    offset_B31 = torch.baddbmm(added_B31, mean_B33, images_BCP.mean(2, keepdim=True))
+    out_BCP = torch.baddbmm(offset_B31, pixel_B33, images_BCP)
     for c in range(3):
         out_BCP[:, c].clamp_(-mean[c] / std[c], (1 - mean[c]) / std[c])
     return out_BCP.view(images_BCHW.shape)

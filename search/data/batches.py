@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from search.data.augment import Draws, brighten, colour, dihedral_each, draw, hue, to_async, warp
+from search.data.augment import (
+    Draws,
+    brighten,
+    colour_map,
+    dihedral_each,
+    draw,
+    hue,
+    recolour,
+    to_async,
+    warp,
+)
 from search.data.pairs import mix
 from search.data.stain import hed_jitter, normalise_stain
 from spaces.recipe import Augment
@@ -21,6 +31,7 @@ WHITE = 255.0  # a store's brightest value
 STEP = 1 / WHITE  # least deviation that pixels are divided by: one grey level
 STATISTICS = 512  # images that a fold's statistics are taken from, at most
 BLOCK = 64  # images of them held as numbers at a time
+PIECE = 2**18  # pixels that a CPU prepares at a time; measured: docs/decisions.md
 
 
 def as_tensor(images_NHWC: np.ndarray) -> Tensor:
@@ -146,17 +157,17 @@ class Batches:
         for cut in _cuts(len(order), batch_size, drop_last):
             part = order[cut]
             draws = draw(augment, len(part), generator, self.views)
-            pixels_BHWC = self._read(self._images(part, draws.mirror_R))
+            images = self._images(part, draws.mirror_R)
             rows, draws = to_async(part, self.device), draws.to(self.device)
             targets_RT = self._targets(rows, draws.mirror_R)
-            images_BCHW = self._prepare(pixels_BHWC, draws)
+            images_BCHW = self._prepare(images, draws)
             yield mix(images_BCHW, targets_RT, augment, generator, self.views)
 
     def ordered(self, batch_size: int) -> Iterator[Tensor]:
         """The images_BCHW of `batch_size` rows at a time, without augmentation, in the order of
         `rows`, none left out."""
         for part in self.rows.split(batch_size):
-            yield self._prepare(self._read(self._images(part)), Draws())
+            yield self._prepare(self._images(part), Draws())
 
     def _shuffle(self, generator: torch.Generator) -> Tensor:
         count = len(self.rows)
@@ -196,8 +207,40 @@ class Batches:
             pixels_BHWC = pixels_BHWC.to(self.device, non_blocking=pinned)
         return pixels_BHWC[..., : self.channels].contiguous()
 
-    def _prepare(self, pixels_BHWC: Tensor, draws: Draws) -> Tensor:
-        """Normalised float32 channels_last images_BCHW of uint8 pixels."""
+    def _prepare(self, images: Tensor, draws: Draws) -> Tensor:
+        """Normalised float32 channels_last images_BCHW of those images of the store.
+
+        A CPU takes a few images through all steps before the next few: what lies between the steps
+        then stays in its cache and in memory that the process already has.
+        """
+        size, count = self.image_size, len(images)
+        out_BHWC = torch.empty((count, size, size, self.channels), device=self.device)
+        step = count
+        if self.device.type == "cpu":
+            step = max(PIECE // max(size, self.images_NHWC.shape[1]) ** 2, 1)
+        map_B37 = self._colour_map(draws)
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            own_B37 = None if map_B37 is None else map_B37[part]
+            self._fill(out_BHWC[part], self._read(images[part]), draws.part(part), own_B37)
+        return out_BHWC.permute(0, 3, 1, 2)
+
+    def _colour_map(self, draws: Draws) -> Tensor | None:
+        """What brightness, contrast and saturation do to RGB images, if anything; where nothing
+        follows them, normalising included."""
+        if draws.colour_B3 is None or self.channels != 3:
+            return None
+        mean, std = self._scale(draws)
+        return colour_map(draws.colour_B3, white=WHITE, mean=mean, std=std)
+
+    def _scale(self, draws: Draws) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation that RGB images are normalised with when their colours change."""
+        return (self.mean, self.std) if draws.hue_B is None else ((0.0,) * 3, (1.0,) * 3)
+
+    def _fill(
+        self, out_BHWC: Tensor, pixels_BHWC: Tensor, draws: Draws, map_B37: Tensor | None
+    ) -> None:
+        """Write uint8 pixels, augmented and normalised, to `out_BHWC`."""
         side, size = pixels_BHWC.shape[1], self.image_size
         if size < side:
             pixels_BHWC = resize(pixels_BHWC, size)
@@ -207,50 +250,41 @@ class Batches:
             pixels_BHWC = resize(pixels_BHWC, size)
         if draws.dihedral_B is not None:
             pixels_BHWC = dihedral_each(pixels_BHWC, draws.dihedral_B)
-        images_BCHW = self._coloured(pixels_BHWC, draws)
+        self._colour(out_BHWC, pixels_BHWC, draws, map_B37)
         if self.own_statistics:
-            images_BCHW = standardise(images_BCHW)
+            standardise(out_BHWC.permute(0, 3, 1, 2))
         if draws.keep_B is not None:
-            images_BCHW *= draws.keep_B[:, None, None, None]
-        return images_BCHW
+            out_BHWC *= draws.keep_B[:, None, None, None]
 
-    def _coloured(self, pixels_BHWC: Tensor, draws: Draws) -> Tensor:
-        """The pixels warped, changed in colour and normalised by `mean` and `std`."""
+    def _colour(
+        self, out_BHWC: Tensor, pixels_BHWC: Tensor, draws: Draws, map_B37: Tensor | None
+    ) -> None:
+        """Write the pixels, warped, changed in colour and normalised by `mean` and `std`."""
         rgb = self.channels == 3
         hed_B34, hue_B = (draws.hed_B34, draws.hue_B) if rgb else (None, None)
-        factors_B3 = draws.colour_B3
-        if draws.warp_B23 is None and factors_B3 is None and hed_B34 is None and hue_B is None:
-            return self._normalise(pixels_BHWC.float())
-        # Planes: the matrix product and the interpolation take a CPU a fraction of the time that
-        # they take on interleaved channels.
-        images_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(
-            torch.float32, memory_format=torch.contiguous_format
-        )
-        if draws.warp_B23 is not None:  # enlarges in the same interpolation
-            images_BCHW = warp(images_BCHW, draws.warp_B23, self.image_size)
+        out_BCHW, images_BCHW = (x.permute(0, 3, 1, 2) for x in (out_BHWC, pixels_BHWC))
+        if draws.warp_B23 is not None:  # enlarges in the same interpolation; gives planes
+            images_BCHW = warp(images_BCHW.float(), draws.warp_B23, self.image_size)
+        elif draws.colour_B3 is not None or hed_B34 is not None or hue_B is not None:
+            # Planes: the matrix product takes a CPU a fraction of the time that it takes on
+            # interleaved channels.
+            images_BCHW = images_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
         if hed_B34 is not None:
             images_BCHW = hed_jitter(images_BCHW, hed_B34, WHITE)
-        if factors_B3 is not None and not rgb:
-            images_BCHW = brighten(images_BCHW, factors_B3, WHITE)
-        elif factors_B3 is not None and hue_B is None:
-            factors = factors_B3.unbind(1)
-            images_BCHW = colour(images_BCHW, *factors, white=WHITE, mean=self.mean, std=self.std)
-            return images_BCHW.contiguous(memory_format=torch.channels_last)
-        if hue_B is not None:
-            images_BCHW = (
-                images_BCHW / WHITE
-                if factors_B3 is None
-                else colour(images_BCHW, *factors_B3.unbind(1), white=WHITE)
-            )
-            images_BCHW = hue(images_BCHW, hue_B) * WHITE
-        return self._normalise(images_BCHW.permute(0, 2, 3, 1).contiguous())
-
-    def _normalise(self, values_BHWC: Tensor) -> Tensor:
-        """(v / 255 - mean) / std of contiguous values in [0, 255], in place; channels_last."""
-        batch, height, width, channels = values_BHWC.shape
-        lines = values_BHWC.view(batch, height, width * channels)
-        torch.addcmul(self._offset, lines, self._gain, value=1 / WHITE, out=lines)
-        return values_BHWC.permute(0, 3, 1, 2)
+        if map_B37 is not None:
+            mean, std = self._scale(draws)
+            images_BCHW = recolour(images_BCHW, map_B37, mean=mean, std=std)
+            if hue_B is None:
+                out_BCHW.copy_(images_BCHW)
+                return
+            images_BCHW = hue(images_BCHW, hue_B).mul_(WHITE)
+        elif hue_B is not None:
+            images_BCHW = hue(images_BCHW / WHITE, hue_B).mul_(WHITE)
+        elif draws.colour_B3 is not None:
+            images_BCHW = brighten(images_BCHW, draws.colour_B3, WHITE)
+        out_BCHW.copy_(images_BCHW)
+        lines_BHQ = out_BHWC.view(*out_BHWC.shape[:2], -1)  # Q = W*C
+        torch.addcmul(self._offset, lines_BHQ, self._gain, value=1 / WHITE, out=lines_BHQ)
 
 
 def standardise(images_BCHW: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from search.data.decode import Clean, UnreadableImage, check_header, decode_image
-from search.data.disk import need_space
+from search.data.disk import need_space, only_writer
 from search.run_folder import read_json, write_json
 from spaces.errors import UserError
 
@@ -85,14 +84,7 @@ def open_store(
     folder = cache / "store" / key
     if store := _open(folder, key, shape):
         return store
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f"{key}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process that writes the image store %s", folder)
-        lock.acquire()
-    try:
+    with only_writer(folder, "image store"):
         if store := _open(folder, key, shape):  # another process was quicker
             return store
         _write(root, files, shape, folder, clean, progress, workers or cpus())
@@ -107,8 +99,6 @@ def open_store(
             "root": str(root),
             "cleaned": clean_key,
         })  # fmt: skip
-    finally:
-        lock.release()
     store = _open(folder, key, shape)
     assert store
     return store
@@ -183,7 +173,7 @@ def _open(folder: Path, key: str, shape: tuple[int, ...]) -> Store | None:
     try:
         manifest = read_json(folder / "manifest.json")
         images_NHWC = np.load(folder / "images.npy", mmap_mode="r")
-    except (UserError, OSError, ValueError):  # ValueError: shorter than its header says
+    except (UserError, OSError, EOFError, ValueError):  # the last two: cut short
         return None
     whole = manifest.get("version") == VERSION and images_NHWC.dtype == np.uint8
     if not whole or images_NHWC.shape != shape:

@@ -45,14 +45,16 @@ def inspect(
     needs: Callable[[Table], Sequence[Need]] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    cache: Path | None = None,
 ) -> DataReport:
     """Everything that must hold before a run on the data folder `root` starts, and its folds.
 
     `groups` is the value of --groups, `needs` tells what will be written where. With `skip_bad`,
     train rows with unreadable images are left out; an unreadable test image stays a fault, since a
     submission must have its row. Near duplicates never part: where the user's own groups would part
-    them it is a fault, or with `group_duplicates` these groups become one. Raises UserError with
-    all faults, of the table and of what could be checked despite them.
+    them it is a fault, or with `group_duplicates` these groups become one. What was seen of images
+    is kept in `cache`, if given, for the next time. Raises UserError with all faults, of the table
+    and of what could be checked despite them.
     """
     scanned = scan(task.layout, root, not_targets(groups), task.task_type)
     faults, table = list(scanned.faults), scanned.table
@@ -62,7 +64,7 @@ def inspect(
     paths = dict.fromkeys(table.paths + table.test_paths)
     images = check_images(
         root, [path for path in paths if path not in scanned.bad_paths], workers, progress,
-        channels=(*table.files, *table.test_files),
+        channels=(*table.files, *table.test_files), cache=cache,
     )  # fmt: skip
     faults += _unreadable_faults(table, images, skip_bad)
     quarantined = _quarantine(table, images) if skip_bad else ()

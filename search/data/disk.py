@@ -1,9 +1,16 @@
-"""Room on disk, asked for before anything is written."""
+"""Writing where others may write too: room on disk, asked for first, and one writer at a time."""
 
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from spaces.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def need_space(path: Path, needed: int, what: str) -> None:
@@ -18,6 +25,23 @@ def need_space(path: Path, needed: int, what: str) -> None:
             f"{what} needs {_gb(needed)}, but {folder} has {_gb(free)} free; "
             "free some space or choose another folder"
         )
+
+
+@contextmanager
+def only_writer(folder: Path, what: str) -> Iterator[None]:
+    """Hold the lock beside `folder`; who had to wait for it should look again whether `what`, as
+    the log calls it, is there by now."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f"{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that writes the %s in %s", what, folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _gb(count: int) -> str:

@@ -5,7 +5,6 @@ Shapes: N rows, F features.
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from search.data.disk import need_space
+from search.data.disk import need_space, only_writer
 from search.run_folder import read_json, write_file, write_json
 from spaces.errors import UserError
 
 VERSION = 1  # raise it when the same facts give other features, so that old ones are left alone
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,14 +43,7 @@ def load_or_compute(
     folder = cache / "features" / key
     if features := _open(folder):
         return features
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f"{key}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process that computes the features %s", folder)
-        lock.acquire()
-    try:
+    with only_writer(folder, "features"):
         if features := _open(folder):  # another process was quicker
             return features
         started = time.perf_counter()
@@ -64,8 +53,6 @@ def load_or_compute(
         write_file(folder / "features.npy", lambda path: np.save(path, values_NF))
         shape = list(values_NF.shape)
         write_json(folder / "manifest.json", {**facts, "shape": shape, "seconds": seconds})
-    finally:
-        lock.release()
     features = _open(folder)
     assert features
     return features
@@ -76,7 +63,7 @@ def _open(folder: Path) -> Features | None:
     try:
         manifest = read_json(folder / "manifest.json")
         values_NF = np.load(folder / "features.npy", mmap_mode="r")
-    except (UserError, OSError, ValueError):  # ValueError: shorter than its header says
+    except (UserError, OSError, EOFError, ValueError):  # the last two: cut short
         return None
     if list(values_NF.shape) != manifest.get("shape") or values_NF.dtype != np.float32:
         return None

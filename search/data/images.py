@@ -4,6 +4,7 @@ Shapes: F files, H and W pixels.
 """
 
 import hashlib
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,9 +20,12 @@ from PIL import Image
 from search.data.borders import Box, find_border, find_captions
 from search.data.cache import cpus
 from search.data.decode import ImageFacts, UnreadableImage, examine
+from search.data.seen import Files, Records, Seen, files_of, read_seen, write_seen
+from spaces.errors import UserError
 
 Progress = Callable[[int, int], None]
 THUMB = 64  # pixels, side of a thumbnail
+log = logging.getLogger(__name__)
 _SIZES = 20  # sizes listed in data.json; the rest are counted together
 
 
@@ -62,16 +66,6 @@ class ImageReport:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """One file that could be read."""
-
-    digest: str
-    facts: ImageFacts
-    border: Box | None = None  # of the image; where it has several files, at the first
-    captions: Sequence[Box] = ()
-
-
 def check_images(
     root: Path,
     paths: Sequence[str],
@@ -79,66 +73,93 @@ def check_images(
     progress: Progress | None = None,
     *,
     channels: Sequence[tuple[str, ...]] = (),
+    cache: Path | None = None,
 ) -> ImageReport:
     """Read and decode every file fully, in threads (see cache.py for why threads).
 
     `channels` are the files of images that have one per channel: these must agree in size, and a
-    border is theirs together.
+    border is theirs together. With a `cache` folder, what was seen is kept there, and files that
+    have not changed since are not opened.
     """
     place = {path: row for row, path in enumerate(paths)}
     thumbs_FHW3 = _scratch(len(paths))
+    before = read_seen(cache, root, Path(__file__)) if cache else Records()
+    whole: dict[Files, list[Seen]] = {}  # images that could be read
 
-    def look(files: tuple[str, ...]) -> list[_Seen | str]:
-        found: list[_Seen | str] = []
-        images: list[Image.Image] = []
-        for path in files:
-            try:
-                data = (root / path).read_bytes()
-                facts, image_HW3 = examine(data)
-            except (OSError, UnreadableImage) as error:
-                found.append(getattr(error, "strerror", None) or str(error))
-                continue
-            image = Image.fromarray(image_HW3)
-            if images and image.size != images[0].size:
-                sides = [f"{i.width} x {i.height}" for i in (image, images[0])]
-                found.append(
-                    f"it has {sides[0]} pixels, but another channel of its image has {sides[1]}, "
-                    "and they must agree"
-                )
-                continue
-            # As a store's images are made, so that what is seen here is what is trained on.
-            small = image.resize((THUMB, THUMB), Image.Resampling.BICUBIC)
-            thumbs_FHW3[place[path]] = np.asarray(small)
-            found.append(_Seen(hashlib.sha256(data).hexdigest(), facts))
-            images.append(image)
-        first = found[0]
-        if len(images) == len(files) and isinstance(first, _Seen):
-            planes = images if len(files) == 1 else [image.convert("L") for image in images]
-            image_HWC = np.dstack([np.asarray(plane) for plane in planes])
-            border, captions = find_border(image_HWC), find_captions(image_HWC)
-            found[0] = replace(first, border=border, captions=captions)
+    def look(image: tuple[str, ...]) -> list[Seen | str]:
+        rows = [place[path] for path in image]
+        files = files_of(root, image)
+        if files in before.images and before.thumbs_FHW3 is not None:
+            first, known = before.images[files]
+            thumbs_FHW3[rows] = before.thumbs_FHW3[first : first + len(rows)]
+            found: list[Seen | str] = [*known]
+        else:
+            found = _look(root, image, rows, thumbs_FHW3)
+        seen = [of_file for of_file in found if isinstance(of_file, Seen)]
+        if files and len(seen) == len(files):
+            whole[files] = seen
         return found
 
     together = [image for image in channels if len(image) > 1 and all(p in place for p in image)]
     rest = place.keys() - {path for image in together for path in image}
     jobs = [*dict.fromkeys(together), *((path,) for path in paths if path in rest)]
-    results: dict[str, _Seen | str] = {}
+    results: dict[str, Seen | str] = {}
     pool = ThreadPoolExecutor(workers or cpus())
     try:
-        for files, found in zip(jobs, pool.map(look, jobs), strict=True):
-            for path, of_path in zip(files, found, strict=True):
+        for image, found in zip(jobs, pool.map(look, jobs), strict=True):
+            for path, of_path in zip(image, found, strict=True):
                 results[path] = of_path
                 if progress:
                     progress(len(results), len(paths))
     finally:
         pool.shutdown(cancel_futures=True)
+    if cache and before.images.keys() != whole.keys():
+        rows = [place[path] for files in whole for path, _, _ in files]
+        try:
+            write_seen(cache, root, Path(__file__), whole, thumbs_FHW3, rows)
+        except (UserError, OSError) as error:  # the next start looks again; this one need not stop
+            log.warning("what was seen of the images is not kept: %s", error)
     return _report(tuple(paths), thumbs_FHW3, results)
 
 
+def _look(
+    root: Path, image: tuple[str, ...], rows: Sequence[int], thumbs_FHW3: NDArray[np.uint8]
+) -> list[Seen | str]:
+    """What is in an image's files, or why they cannot be read; fills their rows of thumbnails."""
+    found: list[Seen | str] = []
+    planes: list[Image.Image] = []
+    for path, row in zip(image, rows, strict=True):
+        try:
+            data = (root / path).read_bytes()
+            facts, plane_HW3 = examine(data)
+        except (OSError, UnreadableImage) as error:
+            found.append(getattr(error, "strerror", None) or str(error))
+            continue
+        plane = Image.fromarray(plane_HW3)
+        if planes and plane.size != planes[0].size:
+            sides = [f"{p.width} x {p.height}" for p in (plane, planes[0])]
+            found.append(
+                f"it has {sides[0]} pixels, but another channel of its image has {sides[1]}, "
+                "and they must agree"
+            )
+            continue
+        # As a store's images are made, so that what is seen here is what is trained on.
+        thumbs_FHW3[row] = np.asarray(plane.resize((THUMB, THUMB), Image.Resampling.BICUBIC))
+        found.append(Seen(digest=hashlib.sha256(data).hexdigest(), facts=facts))
+        planes.append(plane)
+    first = found[0]
+    if len(planes) == len(image) and isinstance(first, Seen):
+        greys = planes if len(image) == 1 else [plane.convert("L") for plane in planes]
+        image_HWC = np.dstack([np.asarray(grey) for grey in greys])
+        border, captions = find_border(image_HWC), find_captions(image_HWC)
+        found[0] = replace(first, border=border, captions=captions)
+    return found
+
+
 def _report(
-    paths: tuple[str, ...], thumbs_FHW3: NDArray[np.uint8], results: dict[str, _Seen | str]
+    paths: tuple[str, ...], thumbs_FHW3: NDArray[np.uint8], results: dict[str, Seen | str]
 ) -> ImageReport:
-    seen: dict[str, _Seen] = {}
+    seen: dict[str, Seen] = {}
     unreadable: dict[str, str] = {}
     same: dict[str, list[str]] = {}
     for path in paths:

@@ -76,7 +76,7 @@ class _Level:
 
     values: dict[int, float] = field(default_factory=dict)  # every arrival
     ascending: list[float] = field(default_factory=list)  # the finite values
-    noise: dict[int, float] = field(default_factory=dict)
+    noises: list[float] = field(default_factory=list)  # the finite ones, ascending
     judged: set[int] = field(default_factory=set)  # trials with a verdict
     passed: set[int] = field(default_factory=set)
     waiting: set[int] = field(default_factory=set)
@@ -109,7 +109,9 @@ class Rungs:
         """A trial has reached a rung with this value, which jitters by `noise` from epoch to
         epoch. It waits there until a verdict says otherwise."""
         level = self._levels[rung]
-        level.values[trial], level.noise[trial] = value, noise
+        level.values[trial] = value
+        if math.isfinite(noise):
+            bisect.insort(level.noises, noise)
         if math.isfinite(value):
             level.waiting.add(trial)
             self._waits[trial] = rung
@@ -196,8 +198,8 @@ class Rungs:
         while that is not known: then nobody is clearly worse."""
         if not rung.epoch:
             return self.fold_noise * math.sqrt(2 / rung.folds)
-        noises = [n for n in self._levels[rung].noise.values() if math.isfinite(n)]
-        jitter = median(noises) if noises else math.nan
+        noises = self._levels[rung].noises
+        jitter = median(noises) if noises else math.nan  # sorted already, so quickly
         between = self.fold_noise if math.isfinite(self.fold_noise) else 0.0
         return math.sqrt(2 * (jitter**2 + between**2))
 

@@ -37,8 +37,9 @@ class TrainState:
         self.plateau.observe(loss)
         self.average.end_epoch(self.epoch)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies of all tensors, on the CPU."""
+    def tensors(self, wait: bool = True) -> dict[str, Tensor]:
+        """Copies of all tensors, on the CPU; without `wait` a GPU may still be writing them, which
+        only what comes after on the GPU need not mind."""
         out = {f"model.{k}": v for k, v in self.network.state_dict().items()}
         if self.average.network is not self.network:
             out |= {f"average.{k}": v for k, v in self.average.network.state_dict().items()}
@@ -46,7 +47,10 @@ class TrainState:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     out[f"optimizer.{key}.{name}"] = value
-        return {k: v.detach().to("cpu", copy=True) for k, v in out.items()}
+        copies = {k: _copy(v.detach()) for k, v in out.items()}
+        if wait and any(v.is_cuda for v in out.values()):
+            torch.cuda.synchronize()
+        return copies
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -68,6 +72,15 @@ class TrainState:
             else:
                 value = tensor.to(parameter.device)
             self.optimizer.state[parameter][key] = value
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, from a GPU without waiting: one by one, hundreds of small ones would take
+    longer than many an epoch."""
+    if not tensor.is_cuda:
+        return tensor.to("cpu", copy=True)
+    held = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return held.copy_(tensor, non_blocking=True)
 
 
 @contextlib.contextmanager

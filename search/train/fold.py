@@ -19,8 +19,9 @@ from search.model.backbone import Network
 from search.model.infer import bf16_pays, predict_batches, save_model
 from search.model.links import finish_predictions, link_of
 from search.model.losses import Loss, first_bias, make_loss, target_scale
-from search.model.memory import peak_memory, reset_peak, with_halving
+from search.model.memory import out_of_memory, peak_memory, reset_peak, with_halving
 from search.train.checkpoint import TrainState, load_epoch, save_epoch
+from search.train.compiled import CompiledNetwork, Forward, give_up
 from search.train.job import Diverged, EpochResult, Floats, FoldJob, FoldResult, Images
 from search.train.loop import epoch_seed, train_epoch
 from search.train.network import image_scale, seen_channels, start_network, weights_on_cpu
@@ -80,6 +81,8 @@ class FoldTraining:
             micro_batch=min(self.batch, job.micro_batch or self.batch),
             bf16=bf16_pays(network, job.device) if job.bf16 is None else job.bf16,
         )
+        compiled = CompiledNetwork(network, job.device, self.batch) if job.compile else None
+        self._compiled = compiled
         # At a time; falls to what fits.
         self._predict_rows = max(2 * self.state.micro_batch, 64 // job.views)
         self._pred_TV: Floats | None = None  # by the state after the last epoch
@@ -197,10 +200,25 @@ class FoldTraining:
     def _train_epoch(self) -> float:
         """One epoch, at the largest micro-batch that fits; the loss."""
         state, job = self.state, self.job
-        before, epoch, step = state.tensors(), state.epoch, state.step
+        before, epoch, step = state.tensors(wait=False), state.epoch, state.step
+
+        def train(micro_batch: int, forward: Forward) -> float:
+            return train_epoch(
+                state, self.train, job.recipe, job.seed, self.loss_of, micro_batch, forward
+            )
 
         def attempt(micro_batch: int) -> float:
-            return train_epoch(state, self.train, job.recipe, job.seed, self.loss_of, micro_batch)
+            if self._compiled is None:
+                return train(micro_batch, state.network)
+            try:
+                return train(micro_batch, self._compiled.at(micro_batch))
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                give_up(error)
+            undo()  # if the compiler is not to blame, the same error comes again
+            self._compiled = None
+            return train(micro_batch, state.network)
 
         def undo() -> None:
             state.load(before)

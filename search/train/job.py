@@ -40,6 +40,7 @@ class FoldJob:
     initial: Path | None = None  # a fold model whose backbone is the start; None: the weights above
     bf16: bool | None = None  # train in bfloat16; None: where it is faster
     evaluate_at: frozenset[int] | None = None  # epochs (from 1); None: all; the last always
+    compile: bool = False  # steps of training, by torch.compile; changes speed alone
     micro_batch: int | None = None  # the most rows that are known to fit; None: a whole batch
     cache: Path | None = None  # folder where a probe's features are kept; None: they are not
     store_key: str = ""  # names the content of the images, for that folder
@@ -57,7 +58,7 @@ class EpochResult:
     images_per_second: float  # in training alone
     batch: int  # rows of an optimiser step, however many micro-batches that takes
     micro_batch: int
-    peak_memory_bytes: int  # of the device; on the CPU, of the process
+    peak_memory_bytes: int  # of the device; on the CPU, of the process alone
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,6 +13,7 @@ from search.model.infer import autocast
 from search.model.losses import Loss
 from search.model.memory import pieces
 from search.train.checkpoint import TrainState
+from search.train.compiled import Forward
 from search.train.optim import learning_rate, training_mode
 from spaces.recipe import Recipe
 
@@ -30,15 +31,23 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 
 def train_epoch(
-    state: TrainState, batches: Batches, recipe: Recipe, seed: int, loss_of: Loss, micro_batch: int
+    state: TrainState,
+    batches: Batches,
+    recipe: Recipe,
+    seed: int,
+    loss_of: Loss,
+    micro_batch: int,
+    forward: Forward | None = None,
 ) -> float:
     """Train one epoch from `state`, which it advances; the mean loss per row.
 
     A batch larger than `micro_batch` is accumulated from parts, each weighted by its rows.
+    `forward` computes what the network does; None: the network itself.
     """
     generator = torch.Generator().manual_seed(epoch_seed(seed, state.epoch))
     torch.manual_seed(epoch_seed(seed, state.epoch) ^ 1)  # dropout and stochastic depth
     network, optimizer = state.network, state.optimizer
+    forward = network if forward is None else forward
     training_mode(network)
     rows = len(batches.rows)
     steps = steps_per_epoch(rows, recipe.batch_size)
@@ -59,7 +68,7 @@ def train_epoch(
         for part in pieces(len(targets_BT), micro_batch):
             share = (part.stop - part.start) / len(targets_BT)
             with autocast(batches.device, state.bf16):
-                pred_BT = network(images_BCHW[part.start * views : part.stop * views])
+                pred_BT = forward(images_BCHW[part.start * views : part.stop * views])
             loss = loss_of(pred_BT, targets_BT[part])
             (loss * share).backward()
             loss_sum += loss.detach() * (part.stop - part.start)
