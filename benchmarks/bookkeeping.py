@@ -65,7 +65,6 @@ def ours(folder: Path, args: argparse.Namespace) -> None:
     """The search as `python -m search.run` does it, but for what its workers train."""
     import search.trial
     from search import compose, prepare
-    from search.cluster import start
     from search.director import Director
     from search.leaderboard import write_leaderboard
     from search.plan import Resources
@@ -153,7 +152,7 @@ def ours(folder: Path, args: argparse.Namespace) -> None:
     setup = prepare.prepare(parser().parse_args([
         "gene_expr", "--trials", str(args.trials), "--cpus-per-trial", "1", "--weights", "random",
         "--backbone", "test_resnet", "test_efficientnet", "resnet10t", "--out", str(folder / "run"),
-    ]), lambda text: None, start)  # fmt: skip
+    ]), lambda text: None)  # fmt: skip
     assert setup is not None
     with compose.Session(setup, time.monotonic()) as session:
         session._journal.listen(hear, replay=False)

@@ -45,9 +45,9 @@ tune.Tuner(train, run_config=tune.RunConfig(verbose=0)).fit()
 # Stages of a start, each up to the first line that begins so.
 STAGES = {
     "No --data": "light imports, the sample written",
-    "checking": "arguments, names of backbones",
+    "checking": "arguments; Ray started; names of backbones",
     "weights": "data report: images, duplicates, groups, folds",
-    "plan": "plan; Ray begins to start beside what follows",
+    "plan": "plan",
     "baseline": "image store",
 }
 
@@ -92,7 +92,7 @@ def search(out: Path, cache: Path) -> dict[str, float]:
     first = events["epochs"]
     reached["baselines, the run's files"] = run.run.stat().st_mtime
     reached["imports of the driver, journal"] = events["session"].time
-    reached["Ray is there, first recipe"] = events["attempt"].time
+    reached["first recipe"] = events["attempt"].time
     reached["worker: what is left of its start"] = first.time - first.data["points"][0]["seconds"]
     moments = [started, *reached.values()]
     took = {stage: end - moments[i] for i, (stage, end) in enumerate(reached.items())}

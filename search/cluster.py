@@ -3,13 +3,13 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from search.plan import Plan, Resources
+from search.plan import Resources
 from spaces.errors import UserError
 
 # Set before ray is imported: it reads them at import or when it starts its processes.
@@ -24,10 +24,12 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the journal is the truth, not Ray's state
     "TUNE_WARN_THRESHOLD_S": "1000000",
 }
-# What trainings need, imported by Ray's processes as they start, before a trial asks for them.
-PRELOAD = "torch,timm,ray.tune,search.train.fold"
+# What trainings need is imported by Ray's processes as they start, before a trial asks for them.
+PRELOAD = {
+    "RAY_preload_python_modules": "torch,timm,ray.tune,search.train.fold",
+    "RAY_idle_worker_killing_time_threshold_ms": "3600000",  # decoding may take long
+}
 OBJECT_STORE_BYTES = 200 * 2**20  # reports are small; images come from the store on disk
-IDLE_MS = 3_600_000  # until a process without work is given up; decoding may take long
 KNOCK_SECONDS = 5.0
 LOGS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -49,29 +51,23 @@ def local_resources() -> Resources:
     )
 
 
-def start(plan: Plan, resources: Resources) -> None:
-    """Ray started here for `plan`, unless it runs already. Called early: while the driver looks at
-    images, the workers' processes start and import what trainings need."""
+def start(resources: Resources, workers: int, cpus: int) -> None:
+    """Ray started here for so many workers of `cpus` CPUs each, unless it runs already. Called
+    early: while the driver looks at the data, workers' processes import what trainings need. Not in
+    a thread: Ray forks, which hangs while another thread computes."""
     ray = _import_ray()
     if ray.is_initialized():
         return
     os.environ.pop("RAY_ADDRESS", None)
-    cpus, names = resources.cpus, {}
-    if not plan.gpus_per_trial:
-        cpus = plan.workers * plan.cpus_per_trial
-        # Ray sets this for a worker's task, which is too late for what is imported before.
-        names["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(plan.cpus_per_trial))
-        if plan.cpus_per_trial == 1:  # Ray starts a process for each CPU: here all become workers
-            names["RAY_preload_python_modules"] = PRELOAD
-            names["RAY_idle_worker_killing_time_threshold_ms"] = str(IDLE_MS)
-    with _environment(names):
-        ray.init(
-            num_cpus=cpus,
-            num_gpus=resources.gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **LOGS,
-        )
+    if not resources.gpu and cpus == 1:  # Ray starts a process for each CPU: here all are workers
+        os.environ.update(PRELOAD)
+    ray.init(
+        num_cpus=resources.cpus if resources.gpu else workers * cpus,
+        num_gpus=resources.gpus,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        **LOGS,
+    )
     # A worker that asks for variables of its own gets a new process, never one that waits. This one
     # keeps PyTorch Lightning from forking, which nobody here does.
     from ray.tune.execution.class_cache import DEFAULT_ENV_VARS
@@ -105,18 +101,6 @@ def _import_ray() -> ModuleType:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     return ray
-
-
-@contextmanager
-def _environment(names: Mapping[str, str]) -> Iterator[None]:
-    """Within it, processes that are started see these variables."""
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _join(address: str) -> None:

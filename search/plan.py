@@ -197,7 +197,7 @@ def make_plan(
     """
     reasons: list[str] = []
     gpu = resources.gpu
-    workers, cpus, gpus = _workers(wish, resources, packing, reasons)
+    workers, cpus, gpus = share_out(wish, resources, packing, reasons)
     if wish.compile:
         reasons.append("training steps are compiled: asked for")
     reasons += images.reasons
@@ -285,10 +285,14 @@ def extended(plan: Plan, events: Iterable[Event]) -> Plan:
     return plan
 
 
-def _workers(
-    wish: Wish, resources: Resources, packing: Packing | None, reasons: list[str]
+def share_out(
+    wish: Wish,
+    resources: Resources,
+    packing: Packing | None = None,
+    reasons: list[str] | None = None,
 ) -> tuple[int, int, float]:
-    """Number of workers, CPUs of each, GPU share of each."""
+    """Number of workers, CPUs of each, GPU share of each; why is added to `reasons`."""
+    reasons = [] if reasons is None else reasons
     check_gpus(wish, resources, here=resources.gpus)
     gpus = 0.0
     if resources.gpu:

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.cluster import cluster_resources, connect, local_resources
+from search.cluster import start as start_ray
 from search.options import task_options
 from search.pictures import draw
 from search.plan import (
     Facts,
-    Plan,
     Resources,
     Wish,
     check_gpus,
     check_wish,
     make_plan,
     plan_images,
+    share_out,
 )
 from search.policy.priors import PriorRun, identity
 from search.run_folder import RunFolder, write_file, write_json
@@ -43,13 +44,9 @@ ROOM = 64 * 2**20  # bytes of a run's folder beside its predictions
 MEMBERS = 20  # predictions of this many members should fit
 
 
-def prepare(
-    args: argparse.Namespace,
-    say: Say,
-    on_plan: Callable[[Plan, Resources], None] | None = None,
-) -> Setup | None:
+def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     """Check, split, plan and decode, then write the run's folder. None for --dry-run, which writes
-    nothing but the cached images. `on_plan` is called before images are decoded.
+    nothing but the cached images. Ray is started early: its processes import beside all that.
 
     Raises UserError with all faults of what could be looked at together.
     """
@@ -71,11 +68,14 @@ def prepare(
     data = resolve_data(task, args.data, cache, args.seed)
     if args.data is None:
         say(sample_notice(task, data))
-    if wish.backbones:
-        _check_backbones(wish.backbones)
     resources = _resources(args.address)
     if wish.gpus_per_trial:
         check_gpus(wish, resources, local_resources().gpus)
+    if args.address is None and not args.dry_run and wish.gpus_per_trial != "auto":
+        workers, cpus, _ = share_out(wish, resources)
+        start_ray(resources, workers, cpus)
+    if wish.backbones:
+        _check_backbones(wish.backbones)
     backbones = wish.backbones or task.backbones(resources.gpu)
 
     say("checking the data")
@@ -133,8 +133,6 @@ def prepare(
     means = replace(means, backbones=plan.backbones, epochs=plan.epochs)
     for reason in plan.reasons:
         say(f"plan: {reason}")
-    if on_plan is not None and not args.dry_run:
-        on_plan(plan, resources)
     clean = {"crop_borders": args.crop_borders, "mask_captions": args.mask_captions}
     act, clean_key = cleaner(clean)
     with progress_bar("decoding images") as bar:

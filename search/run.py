@@ -72,13 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     check_resume(args, given(argv))
 
-    from search.cluster import start
     from search.prepare import prepare
     from search.setup import reopen
     from search.terminal import say
 
-    early = start if args.address is None else None  # Ray's processes start beside the decoding
-    setup = reopen(args.resume, args.force) if args.resume else prepare(args, say, early)
+    setup = reopen(args.resume, args.force) if args.resume else prepare(args, say)
     if setup is None:
         return DONE
     return search(setup, args.extend, args.ablate, args.refit)

@@ -33,7 +33,7 @@ def run_study(
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.workers)
     if address is None:
-        start(plan, resources)
+        start(resources, plan.workers, plan.cpus_per_trial)
     with (
         connect(address),
         _ctrl_c(director),

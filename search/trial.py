@@ -56,6 +56,7 @@ class Worker:
     def __init__(self, context: Context) -> None:
         import numpy as np
         import torch
+        from threadpoolctl import threadpool_limits
 
         from search.data.batches import to_device
         from search.data.cache import load_store
@@ -67,6 +68,7 @@ class Worker:
 
         keep_freed_memory()
         torch.set_num_threads(context.threads)
+        threadpool_limits(context.threads)  # of numpy's, which may have been imported before
         self.context = context
         self.run = RunFolder(Path(context.run))
         self.task = load_task(context.task, context.task_options)

@@ -30,7 +30,7 @@ def alone(core: int = 1) -> Iterator[None]:
     """Within it `search.run.main` trains here, as on a machine of one core."""
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setattr("search.compose.run_study", study)
-        patch.setattr("search.cluster.start", lambda plan, resources: None)
+        patch.setattr("search.prepare.start_ray", lambda *given: None)
         patch.setattr("search.prepare._resources", lambda address: Resources(
             cpus=core, gpus=0, memory_bytes=8 * 10**9,
         ))  # fmt: skip
