@@ -68,14 +68,15 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     data = resolve_data(task, args.data, cache, args.seed)
     if args.data is None:
         say(sample_notice(task, data))
+    offered = {*task.backbones(True), *task.backbones(False)}
+    if other := [name for name in wish.backbones if name not in offered]:
+        _check_backbones(other)
     resources = _resources(args.address)
     if wish.gpus_per_trial:
         check_gpus(wish, resources, local_resources().gpus)
     if args.address is None and not args.dry_run and wish.gpus_per_trial != "auto":
         workers, cpus, _ = share_out(wish, resources)
         start_ray(resources, workers, cpus)
-    if wish.backbones:
-        _check_backbones(wish.backbones)
     backbones = wish.backbones or task.backbones(resources.gpu)
 
     say("checking the data")
@@ -208,7 +209,7 @@ def _check_command_line(args: argparse.Namespace, wish: Wish, out: Path) -> list
     return priors
 
 
-def _check_backbones(names: tuple[str, ...]) -> None:
+def _check_backbones(names: Sequence[str]) -> None:
     from search.model.backbone import known_backbone
 
     faults: list[str] = []
