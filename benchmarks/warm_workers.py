@@ -85,7 +85,8 @@ def train(folder: Path, side: str, number: int, threads: int) -> dict[str, float
         "first_fold": 0, "rung_epochs": [],
     }  # fmt: skip
     for report in worker.reports(lease):
-        busy += sum(point["seconds"] for point in report["points"]) + report["fold"]["seconds"]
+        busy += sum(point["seconds"] for point in report["points"])
+        busy += report.get("fold", {}).get("seconds", 0.0)  # a long fold tells its epochs before
         begin = begin or time.time() - busy
     return {"begin": begin, "end": time.time(), "busy": busy}
 
