@@ -120,7 +120,7 @@ def ours(folder: Path, args: argparse.Namespace) -> None:
         def setup(self, config: dict[str, Any], context: Any = None) -> None:
             super().setup(config, context)
             self._worker = Worker(context)
-            self._reports = self._worker.reports(config)
+            self._reports = self._worker.reports(json.loads(config["lease"]))
 
     marks, inside = Marks.none(), [0.0]
 

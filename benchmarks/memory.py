@@ -124,7 +124,7 @@ def main() -> None:
     args = parser.parse_args()
     if sys.platform != "linux":
         parser.error("PSS is told by Linux alone")
-    count, size, workers = (160, 128, (1, 2)) if args.quick else (2600, 256, (1, 2, 4))
+    count, size, workers = (160, 128, (1, 2)) if args.quick else (1000, 256, (1, 2, 4))
     with tempfile.TemporaryDirectory() as folder:
         root, run = Path(folder, "data"), RunFolder(Path(folder, "run"))
         write_data(root, count, size)

@@ -1,5 +1,6 @@
 """Ray Tune's Searcher interface over the director: a free worker asks, a lease comes out."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
@@ -31,7 +32,8 @@ class DirectorSearcher(Searcher):
             # What is in hand may be lost and come back, or make room for others.
             return Searcher.FINISHED if self._director.over() else None
         self.leases[trial_id] = config["trial"], config["attempt"]
-        return config
+        # As text: Tune keeps what a trial was given, as it is and flattened, to the end of the run.
+        return {"lease": json.dumps(config)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

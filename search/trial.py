@@ -250,7 +250,7 @@ class TrialTrainable(tune.Trainable):
 
         assert context is not None
         self._worker = Worker(context)
-        self._reports = self._worker.reports(config)
+        self._reports = self._worker.reports(json.loads(config["lease"]))
         # Modules live as long as the worker: looking through them between two trials took .2 s.
         gc.collect()
         gc.freeze()
@@ -265,7 +265,7 @@ class TrialTrainable(tune.Trainable):
         import torch
 
         self._reports.close()
-        self._reports = self._worker.reports(new_config)
+        self._reports = self._worker.reports(json.loads(new_config["lease"]))
         gc.collect()
         if torch.cuda.is_available() and self._worker.context.gpus < 1:
             torch.cuda.empty_cache()  # others on this GPU cannot free it

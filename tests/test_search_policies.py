@@ -169,6 +169,11 @@ def test_a_training_that_diverges_reports_a_very_bad_score_and_ends() -> None:
     assert told["training_iteration"] == 4 and told["score"] < WORLD.problem.chance
 
 
+def leased(config: dict[str, Any]) -> dict[str, Any]:
+    """A lease as our searcher hands it out."""
+    return {"lease": json.dumps(config)}
+
+
 def test_our_worker_goes_on_from_where_a_trial_was_left() -> None:
     worker = ReplayWorker(WORLD)
     params = {"kind": "b", "x": 0.5}
@@ -178,8 +183,8 @@ def test_our_worker_goes_on_from_where_a_trial_was_left() -> None:
     }  # fmt: skip
     seen, steps = [], []
     for attempt, (folds, count) in enumerate([([1, 0, 2], 2), ([1], 1), ([0, 2], 2)], start=1):
-        leased = worker("ray", {**lease, "attempt": attempt, "folds": folds})
-        for _, step in zip(range(count), leased, strict=False):
+        reports = worker("ray", leased({**lease, "attempt": attempt, "folds": folds}))
+        for _, step in zip(range(count), reports, strict=False):
             report = json.loads(step.result["report"])
             assert (report["trial"], report["attempt"]) == (7, attempt)
             seen += [(point["fold"], point["epoch"]) for point in report["points"]]
@@ -195,7 +200,7 @@ def test_our_worker_names_a_divergence() -> None:
         "trial": 0, "attempt": 1, "recipe": {"task": {"params": {"kind": "a", "x": 1.0}}},
         "folds": [0, 1, 2], "first_fold": 0, "rung_epochs": [2, 6],
     }  # fmt: skip
-    first, last = ReplayWorker(WORLD)("ray", config)
+    first, last = ReplayWorker(WORLD)("ray", leased(config))
     report = json.loads(last.result["report"])
     assert (first.epochs, last.epochs) == (2, 2)  # diverged after 4 epochs
     assert report["end"]["state"] == "diverged" and [p["epoch"] for p in report["points"]] == [3]

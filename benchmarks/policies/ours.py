@@ -99,6 +99,7 @@ class ReplayWorker:
         self._trained: dict[tuple[int, int], int] = {}  # (trial, fold) -> epochs
 
     def __call__(self, trial_id: str, config: dict[str, Any]) -> Iterator[Step]:
+        config = json.loads(config["lease"])
         number, epochs = config["trial"], self._world.problem.epochs
         head = {"trial": number, "attempt": config["attempt"]}
         chosen = self._world.problem.nearest(config["recipe"]["task"]["params"])
