@@ -4,6 +4,7 @@ A worker imports torch and opens the image store once; later trials reuse it (`r
 `step` trains until there is something to decide: a rung, a fold's end, or some seconds of news.
 """
 
+import gc
 import json
 import logging
 import time
@@ -244,8 +245,6 @@ class TrialTrainable(tune.Trainable):
     """A worker behind Ray Tune's class interface, reused from trial to trial."""
 
     def setup(self, config: dict[str, Any], context: Context | None = None) -> None:
-        import gc
-
         import search.train.fold  # noqa: F401 (with torch and timm, before what is frozen)
 
         assert context is not None
@@ -260,8 +259,6 @@ class TrialTrainable(tune.Trainable):
         return {"report": json.dumps(next(self._reports))}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        import gc
-
         import torch
 
         self._reports.close()
