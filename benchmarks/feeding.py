@@ -22,10 +22,9 @@ from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image
+from image_files import Files, write_tiles
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 
 from search.data.batches import Batches
 from search.data.cache import open_store
@@ -61,45 +60,6 @@ CASES = (
 )
 
 
-def write_tiles(folder: Path, count: int, size: int) -> list[str]:
-    """PNG tiles with a texture, so that they take as long to decode as stained tissue does."""
-    rng, names = np.random.default_rng(0), []
-    for i in range(count):
-        coarse = rng.integers(90, 255, (size // 8, size // 8, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
-        noisy = np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
-        names.append(f"{i:05}.png")
-        Image.fromarray(noisy).save(folder / names[-1])
-    return names
-
-
-class Files(Dataset[tuple[Tensor, Tensor]]):
-    """The peer: each sample is decoded by PIL and transformed by torchvision when it is asked."""
-
-    def __init__(self, root: Path, paths: list[str], targets_NT: Tensor, batches: Batches) -> None:
-        self.root, self.paths, self.targets_NT = root, paths, targets_NT
-        turns = [v2.RandomRotation((angle, angle)) for angle in (0, 90, 180, 270)]
-        self.transform = v2.Compose(
-            [
-                v2.RandomHorizontalFlip(),
-                v2.RandomVerticalFlip(),
-                v2.RandomChoice(turns),
-                v2.RandomRotation(AUGMENT.rotate, interpolation=v2.InterpolationMode.BILINEAR),
-                v2.ColorJitter(AUGMENT.brightness, AUGMENT.contrast, AUGMENT.saturation),
-                v2.ToImage(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(batches.mean), list(batches.std)),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        with Image.open(self.root / self.paths[row]) as image:
-            return self.transform(image.convert("RGB")), self.targets_NT[row]
-
-
 class Given:
     """Batches from elsewhere, in the place of `search.data.batches.Batches` in the loop."""
 
@@ -130,7 +90,7 @@ def measure(case: Case, folder: Path, turns: int, peer_turns: int, workers: list
     count = case.batch * case.steps
     root = folder / f"tiles{case.size}"
     root.mkdir(exist_ok=True)
-    paths = write_tiles(root, count, case.size)
+    paths = write_tiles(root, count, case.size, ".png")
     store = open_store(root, [(p,) for p in paths], case.size, folder / "store", None, 1)
     recipe = Recipe(
         backbone=case.model, image_size=case.size, batch_size=case.batch, epochs=10000,
@@ -169,7 +129,9 @@ def measure(case: Case, folder: Path, turns: int, peer_turns: int, workers: list
         BARE: Clock(bare),
     }
     peers = {}
-    files = Files(root, paths, batches.targets_NT, batches)
+    files = Files(
+        [root / path for path in paths], batches.targets_NT, AUGMENT, batches.mean, batches.std
+    )
     for number in workers:
         loader = DataLoader(
             files, case.batch, shuffle=True, num_workers=number, persistent_workers=number > 0

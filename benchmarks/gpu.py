@@ -26,11 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from image_files import Files, write_tiles
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 
 from search.model.infer import autocast
 from search.train.fold import FoldTraining
@@ -136,39 +135,6 @@ class Bare:
         return self.batches * len(self.images_BCHW) / (time.perf_counter() - started)
 
 
-class Files(Dataset[tuple[Tensor, Tensor]]):
-    """Images decoded by PIL and augmented by torchvision when they are asked for."""
-
-    def __init__(self, folder: Path, targets_NT: Tensor) -> None:
-        self.paths, self.targets_NT = sorted(folder.iterdir()), targets_NT
-        self.transform = v2.Compose([
-            v2.RandomHorizontalFlip(),
-            v2.RandomVerticalFlip(),
-            v2.RandomChoice([v2.RandomRotation((a, a)) for a in (0, 90, 180, 270)]),
-            v2.RandomRotation(AUGMENT.rotate, interpolation=v2.InterpolationMode.BILINEAR),
-            v2.ColorJitter(AUGMENT.brightness, AUGMENT.contrast, AUGMENT.saturation),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(MEAN), list(STD)),
-        ])  # fmt: skip
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        with Image.open(self.paths[row]) as image:
-            return self.transform(image.convert("RGB")), self.targets_NT[row]
-
-
-def write_tiles(folder: Path, count: int, size: int) -> None:
-    """JPEG tiles with a texture, which take as long to decode as photographs do."""
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        coarse = rng.integers(60, 255, (size // 8, size // 8, 3), dtype=np.uint8)
-        tile = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
-        tile.save(folder / f"{i:05}.jpg", quality=90)
-
-
 def loader_rate(bare: Bare, loader: DataLoader[Any]) -> float:
     """Images per second of an epoch through a DataLoader, by the same steps."""
     bare.state.network.train()
@@ -211,7 +177,8 @@ def measure(backbone: str, scale: Scale, folder: Path, device: str) -> None:
     if device == "cuda":  # a CPU takes about a minute to compile
         compiled = FoldTraining(replace(job, compile=True))
         arms["our loop, --compile"] = functools.partial(loop_rate, compiled)
-    data = Files(folder, torch.randn(len(list(folder.iterdir())), OUTPUTS))
+    paths = sorted(folder.iterdir())
+    data = Files(paths, torch.randn(len(paths), OUTPUTS), AUGMENT, MEAN, STD)
     loaders = {}
     for workers in scale.workers:
         name = f"DataLoader, {workers} workers"
@@ -314,7 +281,7 @@ def main() -> None:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         count = LOADED if not args.quick else 2 * scale.batch_size
-        write_tiles(Path(temporary), count, scale.image_size)
+        write_tiles(Path(temporary), count, scale.image_size, ".jpg")
         for backbone in scale.backbones:
             measure(backbone, scale, Path(temporary), args.device)
     share(scale, args.device)
