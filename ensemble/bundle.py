@@ -96,23 +96,33 @@ class Bundle:
                 f"{path} has format {data['format']!r}; this version reads {FORMAT}: "
                 "use the predict.py inside the bundle"
             )
-        faults = [
-            f"{root / name} {fault}; restore or rebuild the bundle"
-            for name, digest in data["files"].items()
-            if (fault := _fault(root / name, digest))
-        ]
-        if faults:
-            raise UserError(faults)
-        return cls(
-            root=root,
-            task=data["task"],
-            target_names=tuple(data["target_names"]),
-            columns=tuple(data["columns"]),
-            layout=Layout.from_dict(data["layout"]),
-            clean=dict(data["clean"]),
-            members=tuple(_read_member(member) for member in data["members"]),
-            blend=Blend.load(root / BLEND),
-        )
+        try:
+            files = dict(data["files"])
+            members = tuple(_read_member(member) for member in data["members"])
+            named = {*files, BLEND, *(name for member in members for name in member.files)}
+            faults = [
+                f"{root / name} {fault}; restore or rebuild the bundle"
+                for name in sorted(named)
+                if (fault := _fault(root, name, files.get(name)))
+            ]
+            if faults:
+                raise UserError(faults)
+            return cls(
+                root=root,
+                task=data["task"],
+                target_names=tuple(data["target_names"]),
+                columns=tuple(data["columns"]),
+                layout=Layout.from_dict(data["layout"]),
+                clean=dict(data["clean"]),
+                members=members,
+                blend=Blend.load(root / BLEND),
+            )
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # made by hand
+            raise UserError(
+                f"{path} is no manifest of a bundle ({type(error).__name__}: {error}); rebuild it"
+            ) from None
 
     def member(self, name: str) -> BundleMember:
         """Raises UserError for a member that is not in the bundle."""
@@ -166,7 +176,12 @@ def file_digest(path: Path, known: bool = True) -> str:
     return _digests[key]
 
 
-def _fault(path: Path, digest: str) -> str:
+def _fault(root: Path, name: str, digest: str | None) -> str:
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        return "lies outside the bundle"
+    if digest is None:
+        return "has no digest in the manifest"
     if not path.is_file():
         return "is missing"
     return "" if file_digest(path, known=False) == digest else "was changed: its digest differs"

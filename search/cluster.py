@@ -3,13 +3,15 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from search.plan import Resources
+from search.exchange import Keeper, Keeps, Unreachable
+from search.plan import Plan, Resources
 from spaces.errors import UserError
 
 # Set before ray is imported: it reads them at import or when it starts its processes.
@@ -29,8 +31,12 @@ PRELOAD = {
     "RAY_preload_python_modules": "torch,timm,ray.tune,search.train.fold",
     "RAY_idle_worker_killing_time_threshold_ms": "3600000",  # decoding may take long
 }
+ROOM_SECONDS = 3.0  # between two looks at what a cluster has
+AGAIN_SECONDS = 2.0  # until a call is tried again that a hiccup of the network broke off,
+TRIES = 10  # at most so often
 OBJECT_STORE_BYTES = 200 * 2**20  # reports are small; images come from the store on disk
 KNOCK_SECONDS = 5.0
+KEEPER_THREADS = 8  # workers whose files are read and written at the same time
 LOGS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -106,6 +112,11 @@ def _import_ray() -> ModuleType:
 def _join(address: str) -> None:
     import ray
 
+    if address.startswith("ray://"):
+        raise UserError(
+            f"--address is {address!r}; the search runs on a host of the cluster: give --address "
+            "auto there, or submit it with `ray job submit` (docs/cluster.md)"
+        )
     try:
         _knock(address)
         ray.init(address=address, **LOGS)
@@ -119,7 +130,7 @@ def _join(address: str) -> None:
 
 def _knock(address: str) -> None:
     """Raises OSError within seconds when nobody listens at HOST:PORT; Ray takes over a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
@@ -136,4 +147,71 @@ def cluster_resources() -> Resources:
         cpus=int(max(have.get("CPU", 0), grow.get("CPU", 0))),
         gpus=int(max(have.get("GPU", 0), grow.get("GPU", 0))),
         memory_bytes=int(have.get("memory", 0)),
+        hosts=tuple(
+            (int(host["Resources"].get("CPU", 0)), int(host["Resources"].get("GPU", 0)))
+            for host in ray.nodes()
+            if host["Alive"]
+        ),
     )
+
+
+def room(plan: Plan) -> Callable[[], int]:
+    """How many workers the connected cluster has room for, or would have if it grew: asked often,
+    as hosts come and go, and looked up now and then. At least one: without any it is waited for."""
+    looked, found = -ROOM_SECONDS, plan.workers
+
+    def workers() -> int:
+        nonlocal looked, found
+        if time.monotonic() - looked > ROOM_SECONDS:
+            places = cluster_resources().places(plan.cpus_per_trial, plan.gpus_per_trial)
+            looked, found = time.monotonic(), max(1, places)
+        return found
+
+    return workers
+
+
+class _Calls:
+    """A Keeper on another host."""
+
+    def __init__(self, keeper: Any) -> None:
+        self._keeper = keeper
+
+    def size(self, path: str) -> int | None:
+        found: int | None = _call(self._keeper.size, path)
+        return found
+
+    def read(self, path: str, offset: int) -> bytes:
+        return bytes(_call(self._keeper.read, path, offset))
+
+    def write(self, path: str, offset: int, piece: bytes, last: bool) -> None:
+        _call(self._keeper.write, path, offset, piece, last)
+
+
+def _call(method: Any, *arguments: Any) -> Any:
+    """Raises Unreachable when the keeper or its host is gone, or silent for long."""
+    import ray
+    from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+    for left in reversed(range(TRIES)):
+        try:
+            return ray.get(method.remote(*arguments))
+        except ActorUnavailableError as error:
+            if not left:
+                raise Unreachable(f"the driver's host does not answer: {error}") from None
+            time.sleep(AGAIN_SECONDS)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayActorError as error:
+            raise Unreachable(f"the driver's host is gone: {error}") from None
+
+
+def start_keeper(run: str, others: Sequence[str]) -> Keeps:
+    """A keeper of the run's files on this host, which ends with this process."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    keeper = ray.remote(Keeper).options(
+        num_cpus=0, max_concurrency=KEEPER_THREADS, scheduling_strategy=here
+    )
+    return _Calls(keeper.remote(run, others))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 from search.ablation import ask_for, rows
 from search.data.folds import read_folds
 from search.director import Clock, Director
+from search.exchange import mark
 from search.finish import Refresher, publish
 from search.journal import Journal, seconds_used
 from search.memory_watch import MemoryWatch, keep_peak
@@ -21,6 +23,7 @@ from search.policy.portfolio import portfolio
 from search.policy.priors import PriorRun, first_from, identity, observations_from
 from search.progress import TrialLines
 from search.results import results_frame
+from search.run_folder import write_text
 from search.sampler import Sampler
 from search.setup import Setup
 from search.study import run_study
@@ -110,9 +113,13 @@ class Session:
     def run_trials(self) -> bool:
         """Run what is left to run; whether Ctrl-C cut it short."""
         setup = self._setup
+        if setup.task_name.endswith(".py"):
+            write_text(setup.run.task, Path(setup.task_name).read_text(encoding="utf-8"))
         context = Context(
             run=str(setup.run.root.resolve()),
+            mark=mark(setup.run),
             store=str(setup.store),
+            cleaned=setup.clean,
             cache=str(setup.cache.resolve()),
             task=setup.task_name,
             task_options=setup.task_options,

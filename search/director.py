@@ -109,11 +109,11 @@ class Director:
             trial = self.trials.all[event.trial]
             what = trial.model, trial.image_size
             for point in data["points"]:
-                self._costs.hear(*what, point["seconds"], 1)
+                self._costs.hear(*what, point["seconds"], 1, trial.machine)
                 self._micro_batches.hear(*what, point["batch"], point["micro_batch"])
         elif event.kind == "fold":
             trial = self.trials.all[event.trial]
-            self._costs.hear(trial.model, trial.image_size, data["seconds"], 0)
+            self._costs.hear(trial.model, trial.image_size, data["seconds"], 0, trial.machine)
             scores = self.outlook.scores_in_order(trial)
             if len(scores) > 1:
                 self._fold_scores[event.trial] = scores
@@ -146,10 +146,11 @@ class Director:
 
     def over(self) -> bool:
         """Whether nothing is under way or kept waiting by a full disk."""
-        if self.running():
-            return False
-        may_start = not (self.interrupted or self.clock.left() <= 0 or self.broken())
-        return not (self.disk_full and may_start)
+        return not self.running() and (self.closed() or not self.disk_full)
+
+    def closed(self) -> bool:
+        """Whether nothing is started any more: out of time, interrupted, or broken."""
+        return self.interrupted or self.clock.left() <= 0 or self.broken() is not None
 
     def broken(self) -> str | None:
         """The first one's reason, when this session's failures are a bug rather than bad luck:
@@ -171,7 +172,7 @@ class Director:
 
     def next_config(self) -> dict[str, Any] | None:
         """What the next free worker should do; None when there is nothing to start now."""
-        if self.interrupted or self.clock.left() <= 0 or self.broken() or not self._disk_has_room():
+        if self.closed() or not self._disk_has_room():
             return None
         for choose in (self._left_behind, self._passed, self._shared, self._new, self._filler):
             lease = choose()
@@ -298,7 +299,8 @@ class Director:
     def on_result(self, result: Mapping[str, Any]) -> bool:
         """Take in a worker's report; whether its lease goes on.
 
-        A report has "trial", "attempt", "points" (epochs), and possibly "fold", "end" or "lost".
+        A report has "trial", "attempt", "host", "machine", "points" (epochs), and possibly "fold",
+        "end" or "lost".
         """
         trial = self.trials.all[result["trial"]]
         number, attempt = trial.number, result["attempt"]
@@ -307,7 +309,8 @@ class Director:
                 shutil.rmtree(self.run.work(number, attempt), ignore_errors=True)
             return False
         if result["points"]:
-            self._journal.append("epochs", number, attempt, points=result["points"])
+            where = {name: result.get(name, "") for name in ("host", "machine")}
+            self._journal.append("epochs", number, attempt, points=result["points"], **where)
         fold = result.get("fold")
         if fold is not None:
             self.run.adopt(number, attempt, fold["fold"])
@@ -433,6 +436,12 @@ class Director:
             self._end(trial, states.STOPPED, f"out of time: {needed:.0f} s more were needed")
             return False
         return True
+
+    def recall(self, number: int, attempt: int) -> None:
+        """No worker has begun with this lease, and none shall."""
+        trial = self.trials.all.get(number)
+        if trial is not None:
+            self._release(trial, attempt)
 
     def on_lost(self, number: int, attempt: int, error: str) -> None:
         """A worker died with this lease in its hands: the trial goes on ahead of new ones."""

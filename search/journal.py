@@ -57,6 +57,9 @@ def read_events(path: Path) -> tuple[list[Event], int]:
         check_format(path, written_in, FORMAT)
         try:
             events.append(Event(**record))
+            whole = events[-1].trial, events[-1].attempt  # they name folders
+            if not all(isinstance(value, int) for value in whole):
+                raise TypeError(f"trial and attempt are {whole}, which are no whole numbers")
         except TypeError as error:
             raise _damaged(path, number, error) from None
         if events[-1].seq != len(events) - 1:

@@ -4,7 +4,7 @@ Every choice carries its reason; `search.run` prints them and stores them in run
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any, Literal
@@ -38,10 +38,31 @@ class Resources:
     cpus: int
     gpus: int
     memory_bytes: int
+    hosts: tuple[tuple[int, int], ...] = ()  # CPUs and GPUs of each that a cluster has now
 
     @property
     def gpu(self) -> bool:
         return self.gpus > 0
+
+    @property
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """CPUs and GPUs of each host, within which a trial must find room; what a cluster may grow
+        by, hosts not being known yet, is one."""
+        grow = (
+            max(0, self.cpus - sum(cpus for cpus, _ in self.hosts)),
+            max(0, self.gpus - sum(gpus for _, gpus in self.hosts)),
+        )
+        return (*self.hosts, grow) if any(grow) else self.hosts
+
+    def places(self, cpus: int, gpus: float) -> int:
+        """Trials of so many CPUs and such a share of a GPU that run at the same time."""
+        each = math.floor(1 / gpus) if gpus else 0  # on one GPU
+        return sum(min(c // cpus, g * each) if gpus else c // cpus for c, g in self.parts)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Resources":
+        hosts = tuple((cpus, gpus) for cpus, gpus in data.get("hosts", ()))
+        return cls(**{**data, "hosts": hosts})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,20 +323,30 @@ def share_out(
             reasons.append(packing.reason)
         else:
             gpus = wish.gpus_per_trial or 1.0
-        workers = max(1, int(resources.gpus * math.floor(1 / gpus)))
-        cpus = wish.cpus_per_trial or max(1, resources.cpus // workers)
+        each = math.floor(1 / gpus)
+        cpus = wish.cpus_per_trial or max(1, min(c // (g * each) for c, g in resources.parts if g))
+        workers = resources.places(cpus, gpus)
+        if not workers:
+            most = max(c for c, g in resources.parts if g)
+            raise UserError(
+                f"--cpus-per-trial is {cpus} but a host with GPUs has at most {most} CPUs; give at "
+                "most that"
+            )
         reasons.append(f"workers {workers}: {resources.gpus} GPUs, {gpus:g} for each trial")
     else:
         cpus = wish.cpus_per_trial or 1
-        if cpus > resources.cpus:
-            raise UserError(
-                f"--cpus-per-trial is {cpus} but there are {resources.cpus} CPUs; give at most that"
-            )
+        there = resources.places(cpus, 0)
+        if not there:
+            most = max(c for c, _ in resources.parts)
+            where = "but there are" if len(resources.parts) == 1 else "but no host has more than"
+            raise UserError(f"--cpus-per-trial is {cpus} {where} {most} CPUs; give at most that")
         # About 1 GB for torch, timm and a small network in each process.
         by_memory = max(1, int(resources.memory_bytes / 1.2e9) - 1)
-        workers = max(1, min(resources.cpus // cpus, by_memory))
+        workers = min(there, by_memory)
         why = f"{resources.cpus} CPU cores, {cpus} for each trial"
-        if workers < resources.cpus // cpus:
+        if len(resources.hosts) > 1:
+            why = f"{len(resources.hosts)} hosts, {why}"
+        if workers < there:
             why += f", {resources.memory_bytes / 1e9:.0f} GB of memory"
         reasons.append(f"workers {workers}: {why}")
     reasons.append(f"threads per worker {cpus}: its CPUs")

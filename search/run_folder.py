@@ -94,6 +94,8 @@ class RunFolder:
         self.refit = root / "refit"  # the ensemble trained on all rows: models, bundle, submission
         self.ablation = root / "ablation.csv"  # what one change at a time did
         self.pictures = root / "pictures"  # of what the data report tells
+        self.task = root / "task.py"  # the user's own task file, for workers on other hosts
+        self.mark = root / ".mark"  # by which they know whether they see this folder
         self.lock = root / ".lock"
 
     @classmethod

@@ -3,11 +3,11 @@
 import json
 from typing import TYPE_CHECKING, Any
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
-    from ray.tune.experiment import Trial
 
     from search.director import Director
     from search.searcher import DirectorSearcher
@@ -24,12 +24,29 @@ class DirectorScheduler(FIFOScheduler):
         return True
 
     def on_trial_result(
-        self, tune_controller: "TuneController", trial: "Trial", result: dict[str, Any]
+        self, tune_controller: "TuneController", trial: Trial, result: dict[str, Any]
     ) -> str:
         go_on = self._director.on_result(json.loads(result["report"]))
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
-    def on_trial_error(self, tune_controller: "TuneController", trial: "Trial") -> None:
+    def choose_trial_to_run(self, tune_controller: "TuneController") -> Trial | None:
+        """The lease that the next free worker takes: what a lost worker had begun first. When no
+        more is to be started, leases that still wait for a worker are given up."""
+        live = {trial.trial_id: trial for trial in tune_controller.get_live_trials()}
+        leases = self._searcher.leases  # in the order in which they were given
+        waiting = [key for key in leases if key in live and live[key].status == Trial.PENDING]
+        if self._director.closed():
+            for key in waiting:
+                tune_controller.request_stop_trial(live[key])
+            return None
+        first = min(waiting, key=lambda key: leases[key][1] == 1, default=None)
+        return None if first is None else live[first]
+
+    def on_trial_remove(self, tune_controller: "TuneController", trial: Trial) -> None:
+        if lease := self._searcher.leases.get(trial.trial_id):
+            self._director.recall(*lease)
+
+    def on_trial_error(self, tune_controller: "TuneController", trial: Trial) -> None:
         # Exceptions of training come back as named end states; what arrives here is a dead worker.
         error = trial.get_error()
         message = (str(error) or type(error).__name__).strip().splitlines()[-1] if error else "lost"

@@ -1,6 +1,7 @@
 """Ray Tune's Searcher interface over the director: a free worker asks, a lease comes out."""
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 class DirectorSearcher(Searcher):
     """What Ray calls a trial is a lease of ours: some folds of a trial in a worker's hands."""
 
-    def __init__(self, director: "Director", workers: int) -> None:
+    def __init__(self, director: "Director", workers: Callable[[], int]) -> None:
+        """`workers`: how many there are now, or may be once the cluster has grown."""
         super().__init__()
         self._director, self._workers = director, workers
         self.leases: dict[str, tuple[int, int]] = {}  # Ray's trial id -> our trial and attempt
@@ -25,7 +27,8 @@ class DirectorSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next free worker's task. Asked as late as possible, when a worker is free, so that
         the sampler knows all that can be known and a resumed run asks at the same moments."""
-        if self._director.running() >= self._workers:
+        workers = self._director.outlook.workers = self._workers()
+        if self._director.running() >= workers:
             return None
         config = self._director.next_config()
         if config is None:

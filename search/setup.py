@@ -103,10 +103,37 @@ def reopen(path: Path | str, force: bool = False) -> Setup:
     run = RunFolder.open(path)
     read_events(run.journal)  # of another version, or damaged: told before all else
     saved = read_json(run.run)
+    try:
+        setup = _setup(run, saved)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{run.run} is none that this version wrote ({type(error).__name__}: {error}); restore "
+            "it"
+        ) from None
+    if setup.task_name.endswith(".py") and _inside(run.root, setup.task_name):
+        raise UserError(
+            f"the run's task file {setup.task_name} lies in the run's own folder: it may have come "
+            "with it from somebody else, and would be executed; look at it, then start a new run "
+            "from a copy outside"
+        )
+    _need_folders(setup)
+    if not force:
+        _need_same_task(setup, saved["task_digest"])
+    _need_images(setup)
+    return setup
+
+
+def _inside(folder: Path, path: str) -> bool:
+    return Path(path).resolve().is_relative_to(folder.resolve())
+
+
+def _setup(run: RunFolder, saved: Mapping[str, Any]) -> Setup:
     means = {**saved["means"]}
     for name in ("image_sizes", "backbones"):
         means[name] = tuple(means[name])
-    setup = Setup(
+    return Setup(
         run=run,
         task_name=saved["task"],
         task_options=saved["task_options"],
@@ -115,7 +142,7 @@ def reopen(path: Path | str, force: bool = False) -> Setup:
         groups_asked=saved["groups_asked"],
         plan=Plan.from_dict(saved["plan"]),
         means=Means(**means),
-        resources=Resources(**saved["resources"]),
+        resources=Resources.from_dict(saved["resources"]),
         metric=saved["metric"],
         target_names=tuple(saved["target_names"]),
         store=Path(saved["store"]),
@@ -128,11 +155,6 @@ def reopen(path: Path | str, force: bool = False) -> Setup:
         clean=saved["clean"],
         initial=saved["initial"],
     )
-    _need_folders(setup)
-    if not force:
-        _need_same_task(setup, saved["task_digest"])
-    _need_images(setup)
-    return setup
 
 
 def _need_folders(setup: Setup) -> None:

@@ -1,5 +1,6 @@
 """The study: Ray Tune runs the trials that the director decides on."""
 
+import dataclasses
 import os
 import signal
 import tempfile
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from search.cluster import connect, start
+from search.cluster import connect, room, start, start_keeper
 from search.director import Director
 from search.plan import Plan, Resources
 from search.policy.failures import disk_full
@@ -46,7 +47,10 @@ def run_study(
         from search.searcher import DirectorSearcher
         from search.trial import TrialTrainable
 
-        searcher = DirectorSearcher(director, plan.workers)
+        if address is not None:
+            context = dataclasses.replace(context, keeper=start_keeper(*context.given()))
+        workers = room(plan) if address is not None else lambda: plan.workers
+        searcher = DirectorSearcher(director, workers)
         trainable = tune.with_resources(
             tune.with_parameters(TrialTrainable, context=context),
             {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial},

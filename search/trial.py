@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.util import get_node_ip_address
 
 from search import trials as states
+from search.exchange import Exchange, Keeps, Unreachable
 from search.policy.failures import disk_full
 from search.policy.packing import store_budget
 from spaces.errors import UserError
@@ -29,15 +31,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 NEWS_SECONDS = 5.0  # at the first epoch's end after this long a step reports, decision or not
-CHECKPOINT_SECONDS = 20.0  # between epoch checkpoints
+CHECKPOINT_SECONDS = 20.0  # between epoch checkpoints,
+CHECKPOINT_SHARE = 0.05  # and longer where writing and sending one takes more than this of the time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What every worker of a run needs to know; plain data, sent once to each."""
+    """What every worker of a run needs to know, sent once to each. Paths are the driver's."""
 
     run: str  # the run's folder
+    mark: str = ""  # the word in it by which a host knows that it sees this folder
+    keeper: Keeps | None = None  # hands files to hosts that do not; None: all see it
     store: str  # the image store's folder
+    cleaned: Mapping[str, bool]  # what was done to its images
     cache: str  # the cache folder, for features of frozen networks
     task: str  # name or path of the task
     task_options: Mapping[str, Any]  # what made it, where it was made of options
@@ -47,23 +53,30 @@ class Context:
     seed: int
     threads: int
     gpus: float  # share of a GPU that the worker has
-    weights_dir: str | None
+    weights_dir: str | None  # the same on every host
     compile: bool = False  # training steps, by torch.compile
+
+    def given(self) -> tuple[str, list[str]]:
+        """The run's folder, and what else of the driver's host workers may read."""
+        starts = (path for files in self.initial.values() for path in files.values())
+        return self.run, [self.store, *starts]
 
 
 class Worker:
     """Trains folds for the run; holds what is shared between trials. Needs no Ray."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, host: str = "") -> None:
+        """`host` names this machine in the journal. Raises UserError where this host lacks what a
+        worker needs."""
         import numpy as np
         import torch
         from threadpoolctl import threadpool_limits
 
         from search.data.batches import to_device
-        from search.data.cache import load_store
         from search.data.folds import read_folds
+        from search.data.host_store import host_store
+        from search.machine import machine_name
         from search.metrics import FittedMetric
-        from search.run_folder import RunFolder
         from search.train.allocator import keep_freed_memory
         from spaces.registry import load_task
 
@@ -71,14 +84,25 @@ class Worker:
         torch.set_num_threads(context.threads)
         threadpool_limits(context.threads)  # of numpy's, which may have been imported before
         self.context = context
-        self.run = RunFolder(Path(context.run))
-        self.task = load_task(context.task, context.task_options)
+        self.files = Exchange(context.run, context.mark, context.keeper)
+        self.run = self.files.run
+        for path in (self.run.folds, self.run.targets):
+            self.files.fetch(path)
+        self.task = load_task(_task_file(context.task, self.files), context.task_options)
+        if context.weights_dir and not Path(context.weights_dir).is_dir():
+            raise UserError(
+                f"the folder of weights {context.weights_dir} is not on {host or 'this host'}; put "
+                "it on every host (file_mounts in cluster.yaml), or on storage that all see"
+            )
         self.metric = FittedMetric.from_dict(context.metric)
         folds = read_folds(self.run.folds)
         self.fold_N, self.groups_N = folds.fold, folds.group_N
         self.targets_TN = np.load(self.run.targets, mmap_mode="r")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        images_NHWC: Any = load_store(Path(context.store)).images_NHWC
+        # What a report begins with. Hosts of one kind need the same time for an epoch.
+        self._where = {"host": host, "machine": machine_name(self.device)}
+        store = host_store(Path(context.store), context.cleaned, self.files.receive)
+        images_NHWC: Any = store.images_NHWC
         if self.device == "cuda":
             free, total = torch.cuda.mem_get_info()
             budget = store_budget(total, free, context.gpus)
@@ -91,9 +115,10 @@ class Worker:
         decide.
 
         The last report has an "end" when the trial cannot go on, or "lost" when nothing is wrong
-        with it but it cannot go on here; errors become named end states.
+        with it but it cannot go on here; errors become named end states. Raises Unreachable when
+        the driver's host is.
         """
-        head = {"trial": config["trial"], "attempt": config["attempt"], "points": []}
+        head = {"trial": config["trial"], "attempt": config["attempt"], **self._where, "points": []}
         fits = config.get("micro_batch")
         try:
             for fold in config["folds"]:
@@ -102,6 +127,8 @@ class Worker:
                     halved = [p for p in report["points"] if p["micro_batch"] < p["batch"]]
                     fits = halved[-1]["micro_batch"] if halved else fits
             return
+        except Unreachable:  # there is nobody to report to
+            raise
         except Exception as error:
             last = _last_words(error)
         # Outside the except clause: the traceback holds the failed attempt's tensors.
@@ -123,6 +150,7 @@ class Worker:
         news = list(past)
         rungs = set(config["rung_epochs"]) if fold == config["first_fold"] else set()
         reported = saved = time.monotonic()
+        pause = CHECKPOINT_SECONDS
         true_TV = np.asarray(self.targets_TN[:, training.job.valid_rows])
         if training.state.epoch in rungs:  # a dead driver may not have judged the trial there
             yield {"points": news}
@@ -150,9 +178,11 @@ class Worker:
                 break
             # At a rung first of all: there the trial may be paused, and taken up by another worker.
             at_rung = result.epoch in rungs
-            if at_rung or now - saved > CHECKPOINT_SECONDS:
+            if at_rung or now - saved > pause:
                 training.save(checkpoint, json.dumps(past))
+                self.files.send(checkpoint)
                 saved = time.monotonic()
+                pause = max(CHECKPOINT_SECONDS, (saved - now) / CHECKPOINT_SHARE)
             if at_rung or now - reported > NEWS_SECONDS:
                 yield {"points": news}
                 news, reported = [], time.monotonic()
@@ -160,6 +190,7 @@ class Worker:
         finished = training.finish()
         save_fold(work / f"fold-{fold}.safetensors", finished, training.job.recipe)
         write_fold(work, fold, finished.pred_TV, finished.test_pred_TS)
+        self.files.send(*sorted(work.glob(f"fold-{fold}.*")))
         score = self.metric.score(finished.pred_TV, true_TV)
         yield {
             "points": news,
@@ -201,7 +232,7 @@ class Worker:
                 mirror_targets=mirror.places(context.target_names) if mirror else None,
                 cache=Path(context.cache),
                 store_key=Path(context.store).name,
-                initial=Path(initial) if initial else None,
+                initial=self.files.outside(Path(initial)) if initial else None,
                 compile=context.compile,
             ),
             score=lambda pred_TN, true_TN: self.metric.score(pred_TN, true_TN).value,
@@ -215,12 +246,24 @@ class Worker:
         the points of the epochs in it."""
         for earlier in range(config["attempt"] - 1, 0, -1):
             left = self.run.epoch(config["trial"], earlier, fold)
-            if left.exists():
+            if self.files.fetch(left):
                 try:
                     return list(json.loads(training.restore(left)))
                 except UserError as error:
                     log.warning("not restored: %s", error)
+                finally:
+                    self.files.forget(left)
         return []
+
+
+def _task_file(name: str, files: Exchange) -> str:
+    """The task as this host can load it: by its name, from the user's own file where that is the
+    same here, so that what lies beside it is found, else from the run's copy."""
+    copy = files.run.task
+    if not name.endswith(".py") or not files.fetch(copy):
+        return name
+    own = Path(name)
+    return name if own.is_file() and own.read_bytes() == copy.read_bytes() else str(copy)
 
 
 def _last_words(error: Exception) -> dict[str, Any]:
@@ -248,7 +291,7 @@ class TrialTrainable(tune.Trainable):
         import search.train.fold  # noqa: F401 (with torch and timm, before what is frozen)
 
         assert context is not None
-        self._worker = Worker(context)
+        self._worker = Worker(context, host=get_node_ip_address())
         self._reports = self._worker.reports(json.loads(config["lease"]))
         # Modules live as long as the worker: looking through them between two trials took .2 s.
         gc.collect()

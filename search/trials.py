@@ -37,6 +37,7 @@ class Trial:
     newest: dict[int, int] = field(default_factory=dict)  # fold -> newest epoch reported
     seconds: float = 0.0
     peak_memory: int = 0  # bytes
+    machine: str = ""  # kind of the one that told of an epoch last
     params_count: int = 0
     end: dict[str, Any] = field(default_factory=dict)
 
@@ -129,6 +130,7 @@ class Trials:
             if event.attempt > trial.lost_upto:  # one dead node may hold several leases
                 trial.losses, trial.lost_upto = trial.losses + 1, trial.attempt
         elif event.kind == "epochs":
+            trial.machine = data.get("machine", "")
             for point in data["points"]:
                 key = point["fold"], point["epoch"]
                 if key not in trial.curve:  # a resumed worker tells again what it is not sure of

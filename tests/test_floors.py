@@ -20,7 +20,7 @@ FLOORS = (
     ("spaces",),
     (
         "search.run_folder", "search.metrics", "search.oof", "search.journal", "search.data",
-        "search.model", "search.train",
+        "search.model", "search.train", "search.exchange", "search.machine",
     ),
     ("ensemble",),
     (

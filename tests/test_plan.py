@@ -45,6 +45,39 @@ def test_a_worker_for_each_core_and_each_gpu() -> None:
     assert plan_of(Wish(gpus_per_trial=0.5), GPU).workers == 8
 
 
+def cluster(*hosts: tuple[int, int], cpus: int = 0, gpus: int = 0) -> Resources:
+    """Hosts of so many CPUs and GPUs, that may grow by `cpus` and `gpus`."""
+    return Resources(
+        cpus=sum(c for c, _ in hosts) + cpus, gpus=sum(g for _, g in hosts) + gpus,
+        memory_bytes=10**12, hosts=hosts,
+    )  # fmt: skip
+
+
+def test_a_trial_must_find_room_on_one_host() -> None:
+    three = cluster((3, 0), (3, 0), (1, 0))
+    assert plan_of(Wish(), three).workers == 7
+    plan = plan_of(Wish(cpus_per_trial=2), three)
+    assert (plan.workers, plan.cpus_per_trial) == (2, 2)
+    assert "workers 2: 3 hosts, 7 CPU cores, 2 for each trial" in plan.reasons
+    with pytest.raises(UserError, match="no host has more than 3 CPUs"):
+        plan_of(Wish(cpus_per_trial=4), three)
+
+
+def test_the_cpus_of_hosts_without_gpus_are_no_help_to_trials_on_gpus() -> None:
+    plan = plan_of(Wish(), cluster((16, 0), (4, 1), (8, 2)), native=224)
+    assert (plan.workers, plan.cpus_per_trial) == (3, 4)
+    with pytest.raises(UserError, match="a host with GPUs has at most 8 CPUs"):
+        plan_of(Wish(cpus_per_trial=16), cluster((16, 0), (4, 1), (8, 2)), native=224)
+
+
+def test_what_a_cluster_may_grow_by_counts() -> None:
+    plan = plan_of(Wish(), cluster((4, 0), cpus=32, gpus=4), native=224)
+    assert (plan.workers, plan.cpus_per_trial) == (4, 8)
+    assert Resources.from_dict(json.loads(json.dumps(vars(cluster((4, 0), (2, 1)))))) == cluster(
+        (4, 0), (2, 1)
+    )
+
+
 @pytest.mark.parametrize("trials", range(1, 9))
 def test_as_many_workers_share_a_gpu_as_were_packed(trials: int) -> None:
     packing = Packing(trials=trials, reason="for a reason")

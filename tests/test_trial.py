@@ -6,12 +6,15 @@ import errno
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from search import trial as trial_module
+from search.exchange import Keeper, Unreachable
 from search.prepare import prepare
 from search.run import parser
 from search.setup import Setup
@@ -35,14 +38,20 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     return made
 
 
-def worker_of(setup: Setup) -> Worker:
-    return Worker(
-        Context(
-            run=str(setup.run.root), store=str(setup.store), cache=str(setup.cache),
-            task=setup.task_name, task_options={}, target_names=setup.target_names, initial={},
-            metric=setup.metric, seed=0, threads=1, gpus=0.0, weights_dir=None,
-        )
+def worker_of(setup: Setup, **changes: Any) -> Worker:
+    context = Context(
+        run=str(setup.run.root), store=str(setup.store), cleaned=setup.clean,
+        cache=str(setup.cache), task=setup.task_name, task_options={},
+        target_names=setup.target_names, initial={}, metric=setup.metric, seed=0,
+        threads=1, gpus=0.0, weights_dir=None,
     )  # fmt: skip
+    return Worker(replace(context, **changes), host="somewhere")
+
+
+def worker_afar(setup: Setup, keeper: Keeper | None = None) -> Worker:
+    """A worker on a host that sees nothing of the run but what the keeper gives it."""
+    given = keeper or Keeper(str(setup.run.root), [str(setup.store)])
+    return worker_of(setup, mark="on another disk", keeper=given)
 
 
 def config_of(setup: Setup, number: int, attempt: int, **changes: Any) -> dict[str, Any]:
@@ -126,6 +135,74 @@ def test_paused_at_a_rung_another_worker_takes_it_up_there(
     again = list(worker_of(setup).reports(config_of(setup, 7, 2)))
     assert trained == [2, 3, 0, 1, 2, 3]
     assert epochs_of(again)[:4] == [(1, 1), (1, 2), (1, 3), (1, 4)]
+
+
+def test_a_worker_that_does_not_see_the_run_does_the_same(setup: Setup) -> None:
+    here = list(worker_of(setup).reports(config_of(setup, 20, 1)))
+    afar = list(worker_afar(setup).reports(config_of(setup, 20, 2)))
+    kept = ("fold", "epoch", "score", "loss")
+    for own, other in zip(here, afar, strict=True):
+        assert own["host"] == other["host"] == "somewhere" and own["machine"] == other["machine"]
+        for mine, its in zip(own["points"], other["points"], strict=True):
+            assert {k: mine[k] for k in kept} == {k: its[k] for k in kept}
+    left, right = (setup.run.work(20, attempt) for attempt in (1, 2))
+    names = sorted(path.name for path in left.iterdir())
+    assert names == sorted(path.name for path in right.iterdir())
+    for name in (n for n in names if n.startswith("fold")):
+        assert (left / name).read_bytes() == (right / name).read_bytes()
+
+
+def test_what_one_host_has_begun_another_goes_on_with(setup: Setup, trained: list[int]) -> None:
+    first = worker_afar(setup).reports(config_of(setup, 21, 1))
+    next(first), next(first)
+    del first  # the host is gone, and all that was on its disk
+    trained.clear()
+    again = worker_afar(setup)
+    reports = list(again.reports(config_of(setup, 21, 2)))
+    assert trained == [2, 3, 0, 1, 2, 3]
+    assert epochs_of(reports)[:4] == [(1, 1), (1, 2), (1, 3), (1, 4)]
+    left = [path.name for path in again.run.root.rglob("*") if path.is_file()]
+    assert sorted(left) == ["folds.parquet", "targets.npy"], "what was sent or restored is deleted"
+
+
+def test_a_worker_cut_off_reports_no_failure(setup: Setup) -> None:
+    class Cut(Keeper):
+        def write(self, *given: Any) -> None:
+            raise Unreachable("the driver's host is gone")
+
+    keeper = Cut(str(setup.run.root), [str(setup.store)])
+    with pytest.raises(Unreachable):
+        list(worker_afar(setup, keeper).reports(config_of(setup, 22, 1)))
+
+
+def test_a_disk_that_is_full_at_the_drivers_is_told_as_such(setup: Setup) -> None:
+    class Full(Keeper):
+        def write(self, *given: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    keeper = Full(str(setup.run.root), [str(setup.store)])
+    *_, last = worker_afar(setup, keeper).reports(config_of(setup, 23, 1))
+    assert "disk full" in last["lost"]
+
+
+def test_a_host_without_the_folder_of_weights_says_so(setup: Setup) -> None:
+    with pytest.raises(UserError, match=r"/absent is not on somewhere; put it on every host"):
+        worker_of(setup, weights_dir="/absent")
+
+
+def test_the_users_task_file_is_loaded_where_it_is_not_seen(setup: Setup, tmp_path: Path) -> None:
+    own = tmp_path / "my_task.py"
+    code = "from spaces.tasks.gene_expr import TASK\n"
+    own.write_text(code)
+    setup.run.task.write_text(code)
+    files = worker_afar(setup).files
+    assert trial_module._task_file("gene_expr", files) == "gene_expr"
+    assert trial_module._task_file(str(own), files) == str(own)
+    own.write_text(code + "# of an older day\n")
+    for path in (own, tmp_path / "absent.py"):
+        copy = Path(trial_module._task_file(str(path), files))
+        assert copy != path and copy.read_text() == code
+    setup.run.task.unlink()
 
 
 def test_a_rung_that_nobody_may_have_judged_is_reported_before_training_goes_on(

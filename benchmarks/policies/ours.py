@@ -86,7 +86,7 @@ def director_of(
         fold_order=list(range(world.folds)), clock=clock,
         finalise=lambda trial: {"score": trial.score()},
     )  # fmt: skip
-    searcher = DirectorSearcher(director, plan.workers)
+    searcher = DirectorSearcher(director, lambda: plan.workers)
     return director, searcher, DirectorScheduler(director, searcher), journal
 
 

@@ -22,6 +22,7 @@ from search.run_folder import read_json, write_json
 from spaces.errors import UserError
 
 VERSION = 2  # raise it when decode.py gives other pixels, so that old stores are left alone
+PIXELS, SOURCES, MANIFEST = "images.npy", "sources.json", "manifest.json"  # a store's files
 _CHUNK = 16  # images per piece of work
 _SHOWN = 50  # faults told one by one
 
@@ -79,7 +80,7 @@ def open_store(
     unreadable images, for a file that changes meanwhile, and when the disk has no room.
     """
     assert (clean is None) == (not clean_key)
-    key = _key(root, files, size, clean_key)
+    key = store_key(root, files, size, clean_key)
     shape = (len(files), size, size, _channels(files))
     folder = cache / "store" / key
     if store := _open(folder, key, shape):
@@ -88,10 +89,12 @@ def open_store(
         if store := _open(folder, key, shape):  # another process was quicker
             return store
         _write(root, files, shape, folder, clean, progress, workers or cpus())
-        if _key(root, files, size, clean_key) != key:
+        if store_key(root, files, size, clean_key) != key:
             shutil.rmtree(folder)
             raise UserError(f"images in {root} changed while they were read; start again")
-        write_json(folder / "manifest.json", {
+        # For hosts that do not see this folder, but perhaps the images.
+        write_json(folder / SOURCES, {"root": os.path.realpath(root), "files": files})
+        write_json(folder / MANIFEST, {
             "version": VERSION,
             "images": len(files),
             "size": size,
@@ -106,7 +109,7 @@ def open_store(
 
 def load_store(folder: Path) -> Store:
     """The finished store in `folder`, as a worker maps it. Raises UserError when it is gone."""
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_json(folder / MANIFEST)
     count, size, channels = (int(manifest.get(n, 0)) for n in ("images", "size", "channels"))
     store = _open(folder, folder.name, (count, size, size, channels))
     if store is None:
@@ -141,8 +144,9 @@ def _channels(files: Sequence[tuple[str, ...]]) -> int:
     return 3 if counts == {1} else counts.pop()
 
 
-def _key(root: Path, files: Sequence[tuple[str, ...]], size: int, clean_key: str) -> str:
-    """Names the store's content: folder, files in order, and each one's length and mtime.
+def store_key(root: Path, files: Sequence[tuple[str, ...]], size: int, clean_key: str) -> str:
+    """Names the store's content: folder, files in order, and each one's length and mtime. Raises
+    UserError where files are missing.
 
     Hashing all bytes would read the whole data set at every start (seconds for gigabytes, minutes
     on a network disk), a stat takes microseconds. Length and mtime in nanoseconds miss a change
@@ -171,8 +175,8 @@ def _key(root: Path, files: Sequence[tuple[str, ...]], size: int, clean_key: str
 def _open(folder: Path, key: str, shape: tuple[int, ...]) -> Store | None:
     """The finished store in `folder`, or None when there is none that is whole."""
     try:
-        manifest = read_json(folder / "manifest.json")
-        images_NHWC = np.load(folder / "images.npy", mmap_mode="r")
+        manifest = read_json(folder / MANIFEST)
+        images_NHWC = np.load(folder / PIXELS, mmap_mode="r")
     except (UserError, OSError, EOFError, ValueError):  # the last two: cut short
         return None
     whole = manifest.get("version") == VERSION and images_NHWC.dtype == np.uint8
@@ -203,7 +207,7 @@ def _write(
     needed = store_bytes(count, size, channels)
     need_space(folder, needed, f"the image store of {count} images at {size} px")
     folder.mkdir(parents=True)
-    temporary, final = folder / "images.partial.npy", folder / "images.npy"
+    temporary, final = folder / "images.partial.npy", folder / PIXELS
     try:
         images_NHWC = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         _claim(temporary)

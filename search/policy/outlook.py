@@ -17,6 +17,7 @@ class Outlook:
     ) -> None:
         self._trials, self._rungs, self._costs = trials, rungs, costs
         self._plan, self._order = plan, tuple(fold_order)
+        self.workers = plan.workers  # on a cluster as many as there are now
 
     # -- folds ---------------------------------------------------------------------------------
 
@@ -60,8 +61,10 @@ class Outlook:
     # -- time ----------------------------------------------------------------------------------
 
     def fold_seconds(self, trial: Trial) -> float:
-        """Expected seconds of one fold; 0 before anything was measured."""
-        return trial.epochs * (self._costs.epoch(trial.model, trial.image_size) or 0.0)
+        """Expected seconds of one fold, where the trial is or on any machine; 0 before anything was
+        measured."""
+        machine = trial.machine if trial.leases else None
+        return trial.epochs * (self._costs.epoch(trial.model, trial.image_size, machine) or 0.0)
 
     def work_left(self, trial: Trial) -> float:
         """Seconds of one worker until all folds are done."""
@@ -76,7 +79,7 @@ class Outlook:
         """Seconds until all folds are done when every worker helps, once the first is done."""
         first = self._order[0]
         left = sum(fold not in trial.folds for fold in self._order if fold != first)
-        seconds = self.fold_seconds(trial) * math.ceil(left / self._plan.workers)
+        seconds = self.fold_seconds(trial) * math.ceil(left / self.workers)
         if first not in trial.folds:
             share = 1 - trial.newest.get(first, 0) / trial.epochs
             seconds += self.fold_seconds(trial) * share
@@ -87,13 +90,13 @@ class Outlook:
         if math.isinf(left):
             return True
         busy = sum(self.work_left(other) for other in self._trials.running() if other is not trial)
-        room = left * self._plan.workers - busy
+        room = left * self.workers - busy
         return self.wall_left(trial) <= left and self.work_left(trial) <= room
 
     def new_trial_seconds(self, backbone: str, size: int) -> float:
         """Seconds in which a new trial can be whole: its first fold by one worker, the others by
         all; 0 before anything was measured."""
-        rounds = 1 + math.ceil((len(self._order) - 1) / self._plan.workers)
+        rounds = 1 + math.ceil((len(self._order) - 1) / self.workers)
         return rounds * self._plan.epochs * (self._costs.epoch(backbone, size) or 0.0)
 
     def reserve(self, left: float) -> float:
@@ -103,4 +106,4 @@ class Outlook:
         work = sorted(
             self.work_left(trial) for trial in self._trials.open() if self.wall_left(trial) <= left
         )
-        return sum(work[: max(0, missing)]) / self._plan.workers
+        return sum(work[: max(0, missing)]) / self.workers
