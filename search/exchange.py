@@ -152,6 +152,11 @@ class Exchange:
             return path  # whoever opens it says what is wrong
         return copy
 
+    def close(self) -> None:
+        """Delete this host's copies."""
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
     def _there(self, path: Path) -> Path:
         return self._origin / path.relative_to(self.run.root)
 

@@ -313,3 +313,4 @@ class TrialTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         self._reports.close()
+        self._worker.files.close()

@@ -61,6 +61,9 @@ def test_files_are_fetched_whole_and_in_pieces(run: RunFolder) -> None:
     assert not files.fetch(files.run.targets) and not files.run.targets.exists()
     files.forget(files.run.folds)
     assert not files.run.folds.exists() and run.folds.is_file()
+    assert files.fetch(files.run.folds)
+    files.close()
+    assert not files.run.root.exists() and run.folds.is_file()
 
 
 @pytest.mark.parametrize("size", (0, 1, 99, 100, 101, 1000))
