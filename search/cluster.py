@@ -1,5 +1,6 @@
 """Connecting to Ray: a local instance of its own, or the cluster at an address; always quiet."""
 
+import json
 import logging
 import os
 import socket
@@ -35,6 +36,7 @@ ROOM_SECONDS = 3.0  # between two looks at what a cluster has
 AGAIN_SECONDS = 2.0  # until a call is tried again that a hiccup of the network broke off,
 TRIES = 10  # at most so often
 OBJECT_STORE_BYTES = 200 * 2**20  # reports are small; images come from the store on disk
+LAUNCHER = "ray_bootstrap_config.yaml"  # of `ray up`, in the head's home; JSON
 KNOCK_SECONDS = 5.0
 KEEPER_THREADS = 8  # workers whose files are read and written at the same time
 LOGS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -140,9 +142,7 @@ def cluster_resources() -> Resources:
     import ray
 
     have = ray.cluster_resources()
-    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    # 2**63 - 1 stands for "no limit known": then only what is there counts.
-    grow = {name: value for name, value in limits.items() if value < 2**60}
+    grow = _may_grow_to(Path.home() / LAUNCHER)
     return Resources(
         cpus=int(max(have.get("CPU", 0), grow.get("CPU", 0))),
         gpus=int(max(have.get("GPU", 0), grow.get("GPU", 0))),
@@ -153,6 +153,24 @@ def cluster_resources() -> Resources:
             if host["Alive"]
         ),
     )
+
+
+def _may_grow_to(settings: Path) -> dict[str, int]:
+    """CPUs and GPUs of all workers that the launcher may start, by its settings, which `ray up`
+    leaves on the head: Ray tells them to no driver. Empty where there are none."""
+    try:
+        told = json.loads(settings.read_text(encoding="utf-8"))
+        left, total = int(told["max_workers"]), dict[str, int]()
+        for name, kind in told["available_node_types"].items():
+            if name == told["head_node_type"]:
+                continue
+            count = min(int(kind["max_workers"]), left)
+            left -= count
+            for resource, amount in kind["resources"].items():
+                total[resource] = total.get(resource, 0) + count * int(amount)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return total
 
 
 def room(plan: Plan) -> Callable[[], int]:
