@@ -30,8 +30,10 @@ class DirectorScheduler(FIFOScheduler):
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: "TuneController") -> Trial | None:
-        """The lease that the next free worker takes: what a lost worker had begun first. When no
-        more is to be started, leases that still wait for a worker are given up."""
+        """The lease that the next free worker takes: what a lost worker had begun first, then one
+        that no worker starts for yet. Given another's free worker, Tune takes back the one that
+        starts for it, and hosts whose workers start for longer than trials take never came to
+        train. When no more is to be started, leases that still wait are given up."""
         live = {trial.trial_id: trial for trial in tune_controller.get_live_trials()}
         leases = self._searcher.leases  # in the order in which they were given
         waiting = [key for key in leases if key in live and live[key].status == Trial.PENDING]
@@ -39,7 +41,12 @@ class DirectorScheduler(FIFOScheduler):
             for key in waiting:
                 tune_controller.request_stop_trial(live[key])
             return None
-        first = min(waiting, key=lambda key: leases[key][1] == 1, default=None)
+        starting = tune_controller._trial_to_actor
+
+        def turn(key: str) -> tuple[bool, bool]:
+            return leases[key][1] == 1, live[key] in starting
+
+        first = min(waiting, key=turn, default=None)
         return None if first is None else live[first]
 
     def on_trial_remove(self, tune_controller: "TuneController", trial: Trial) -> None:

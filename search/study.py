@@ -19,6 +19,8 @@ from search.terminal import say
 from search.trial import Context
 from spaces.errors import RunFailed
 
+MOST_WORKERS = 10_000  # that a cluster may have
+
 
 def run_study(
     director: Director,
@@ -32,7 +34,9 @@ def run_study(
     Raises RunFailed when the disk is full or trials fail alike, and KeyboardInterrupt on the second
     Ctrl-C.
     """
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.workers)
+    # The searcher keeps leases to the number of workers, which on a cluster may grow.
+    pending = plan.workers if address is None else MOST_WORKERS
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(pending)
     if address is None:
         start(resources, plan.workers, plan.cpus_per_trial)
     with (

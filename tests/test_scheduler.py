@@ -20,9 +20,11 @@ class Live:
 class Controller:
     """Tune's, as far as a scheduler asks it."""
 
-    def __init__(self, **states: str) -> None:
+    def __init__(self, starting: str = "", **states: str) -> None:
+        """`starting`: names of trials that a worker starts for."""
         self.trials = {name: Live(name, state) for name, state in states.items()}
         self.stopped: list[str] = []
+        self._trial_to_actor = {self.trials[name]: "an actor" for name in starting}
 
     def get_live_trials(self) -> set[Live]:
         return set(self.trials.values())
@@ -54,6 +56,13 @@ def test_leases_start_in_order_but_what_was_begun_goes_first() -> None:
     waiting = dict.fromkeys("bcd", Trial.PENDING)
     assert chosen(Controller(a=Trial.ERROR, **waiting)) == "d"
     assert chosen(Controller(a=Trial.RUNNING, d=Trial.RUNNING)) is None
+
+
+def test_a_free_worker_is_not_for_leases_that_a_worker_starts_for() -> None:
+    waiting = dict.fromkeys("abc", Trial.PENDING)
+    assert chosen(Controller(starting="ab", **waiting)) == "c"
+    assert chosen(Controller(starting="abc", **waiting)) == "a"
+    assert chosen(Controller(starting="abd", d=Trial.PENDING, **waiting)) == "d"
 
 
 def test_leases_that_wait_are_given_up_when_no_more_is_started() -> None:
