@@ -196,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
         description="Build the ensemble of a run, of several runs with the same folds, or of "
         "anyone's out-of-fold predictions.",
     )
-    parser.add_argument("run", type=Path, nargs="*", help="folder of a run")
+    parser.add_argument("run", nargs="*", help="folder or URL of a run")
     parser.add_argument(
         "--method", default=METHOD, metavar="M",
         help=f"how to combine (default {METHOD}); auto: the simplest within one standard error",
@@ -232,7 +232,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from ensemble.greedy import Options
     from ensemble.show import progress, say, show
-    from search.run_folder import RunFolder
 
     how: dict[str, Any] = {
         "method": args.method,
@@ -246,8 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compared": True,
     }
     if args.run:
-        runs = [RunFolder.open(path) for path in args.run]
         with progress() as tell:
+            runs = [_open(path, tell) for path in args.run]
             result = build(*runs, out=args.out, add=args.add, tell=tell, **how)
         for note in result.choice.report["notes"]:
             say(note)
@@ -258,6 +257,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     _main_files(args, how)
     return 0
+
+
+def _open(path: str, tell: Tell) -> "RunFolder":
+    """A run; of one at a URL its folder on this disk, where the result is written too."""
+    from search.data.remote import is_url
+    from search.download import fetch_run
+    from search.run_folder import RunFolder
+
+    if is_url(path):
+        return RunFolder(fetch_run(path, lambda done, total: tell(done, total, "fetching")))
+    return RunFolder.open(path)
 
 
 def _main_files(args: argparse.Namespace, how: dict[str, Any]) -> None:

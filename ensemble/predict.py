@@ -48,10 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(explain(bundle))
         return 0
     rows, columns = predict_folder(
-        bundle, args.data, args.out, tta=args.tta, batch_size=args.batch_size
+        bundle, _folder(args.data), args.out, tta=args.tta, batch_size=args.batch_size
     )
     print(f"wrote {args.out}: {rows} rows, {columns} columns")
     return 0
+
+
+def _folder(data: str) -> Path:
+    """The folder with the data; of data at a URL a copy in the user's cache."""
+    from search.data.cache import default_cache
+    from search.data.remote import is_url, mirror
+
+    return mirror(data, default_cache()) if is_url(data) else Path(data)
 
 
 def predict_folder(
@@ -164,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", type=Path, help="folder that ensemble.build wrote")
     parser.add_argument(
-        "--data", type=Path, help="folder with the test rows, as the task lays them out"
+        "--data", help="folder or URL with the test rows, as the task lays them out"
     )
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="CSV to write")
     parser.add_argument(

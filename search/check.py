@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         description="Check a task's data folder and report what is in it. Changes nothing.",
     )
     parser.add_argument("task", metavar="TASK", help="a known task, or the path of a task file")
-    parser.add_argument("--data", metavar="DIR", help="data folder (default: embedded sample)")
+    parser.add_argument("--data", metavar="DIR|URL", help="data folder (default: embedded sample)")
     parser.add_argument(
         "--groups",
         metavar="COLUMN|FILE.csv|auto|none",
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = load_task(args.task, task_options(args))
     metric_of(task.metric, task.metric_args, task.task_type)
     cache = Path(args.cache).expanduser() if args.cache else default_cache()
-    root = resolve_data(task, args.data, cache, seed=0)
+    with progress_bar("fetching the data") as progress:
+        root = resolve_data(task, args.data, cache, seed=0, progress=progress)
     if args.data is None:
         console.print(sample_notice(task, root), soft_wrap=True)
     with progress_bar("checking images") as progress:

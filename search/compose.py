@@ -30,9 +30,10 @@ from search.study import run_study
 from search.terminal import say
 from search.trial import Context
 from search.trials import FINISHED, RUNNING, Trial
+from search.upload import Uploader
 from search.warm_start import load as load_priors
 from spaces.backbones import relative_cost
-from spaces.errors import UserError
+from spaces.errors import RunFailed, UserError
 from spaces.recipe import Recipe
 from spaces.space import Space
 
@@ -70,6 +71,11 @@ class Session:
                 f"another process works on {setup.run.root}; wait for it or stop it"
             ) from None
         self._journal = Journal(setup.run.journal)
+        self._uploader: Uploader | None = None
+        if setup.run.url.is_file():
+            url = setup.run.url.read_text(encoding="utf-8")
+            self._uploader = Uploader(setup.run, url, self._journal, say)
+            say(f"the run lies in {setup.run.root} and is copied to {url} as it goes on")
         used = seconds_used(self._journal.events)
         self._journal.append("session", task_digest=setup.task_digest)
         if ablate is not None:  # first, since it may be refused
@@ -98,6 +104,8 @@ class Session:
         self._refresher = Refresher(setup.run, self.frame, setup.keep_gb)
         self._journal.listen(self._refresher.hear, replay=False)
         self._journal.listen(TrialLines(self.director).hear, replay=False)
+        if self._uploader:
+            self._uploader.start()
 
     def __enter__(self) -> Self:
         return self
@@ -107,8 +115,15 @@ class Session:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self._refresher.close()
+        fault = None
+        if self._uploader:
+            fault = self._uploader.close(flush=kind is not KeyboardInterrupt)
         self._journal.close()
         self._lock.release()
+        if fault and kind is None:
+            raise RunFailed(fault)
+        if fault:
+            say(fault)
 
     def run_trials(self) -> bool:
         """Run what is left to run; whether Ctrl-C cut it short."""

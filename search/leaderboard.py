@@ -11,9 +11,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.download import opened
 from search.memory_watch import peak_line
 from search.run_folder import FORMAT, RunFolder, read_json, write_file
 from search.trials import DIVERGED, FAILED, FINISHED, PRUNED, RUNNING, STOPPED, TOO_BIG
@@ -249,7 +249,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m search.leaderboard", description="Show the leaderboard of a run."
     )
-    parser.add_argument("run", metavar="RUN", help="folder that search.run wrote")
+    parser.add_argument("run", metavar="RUN", help="folder or URL that search.run wrote")
     parser.add_argument(
         "--top",
         type=int,
@@ -267,7 +267,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(argv)
     if asked.top is not None and asked.top < 1:
         raise UserError(f"--top is {asked.top}; it must be 1 or more")
-    run = RunFolder.open(Path(asked.run))
+    needed = ["trials.parquet", "data.json"]
+    if asked.trial is not None:
+        needed += ["folds.parquet", "targets.npy", f"oof/{asked.trial:04d}/"]
+    with opened(asked.run, lambda name: name.startswith(tuple(needed))) as run:
+        return _show(run, asked)
+
+
+def _show(run: RunFolder, asked: argparse.Namespace) -> int:
     read_json(run.run)  # refuses a run of another format
     frame = read_trials(run)
     if asked.json:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from search.cluster import cluster_resources, connect, local_resources
 from search.cluster import start as start_ray
+from search.data.remote import Place, is_url
+from search.download import local_folder
 from search.options import task_options
 from search.pictures import draw
 from search.plan import (
@@ -23,7 +25,7 @@ from search.plan import (
     share_out,
 )
 from search.policy.priors import PriorRun, identity
-from search.run_folder import RunFolder, write_file, write_json
+from search.run_folder import RunFolder, write_file, write_json, write_text
 from search.setup import Setup, save
 from search.terminal import progress_bar
 from search.warm_start import notes, read_priors
@@ -62,12 +64,18 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
     task = load_task(args.task, options)
     metric_of(task.metric, task.metric_args, task.task_type)
     wish = wish_of(args)
+    url = args.out if is_url(args.out) else None
     out = Path(args.out or f"runs/{task.name}-{time.strftime('%m%d-%H%M%S')}")
+    if url:
+        out = local_folder(url)
     priors = _check_command_line(args, wish, out)
     cache = Path(args.cache).expanduser() if args.cache else default_cache()
-    data = resolve_data(task, args.data, cache, args.seed)
+    with progress_bar("fetching the data") as bar:
+        data = resolve_data(task, args.data, cache, args.seed, bar)
     if args.data is None:
         say(sample_notice(task, data))
+    elif is_url(args.data):
+        say(f"data: {args.data}, copied to {data}")
     offered = {*task.backbones(True), *task.backbones(False)}
     if other := [name for name in wish.backbones if name not in offered]:
         _check_backbones(other)
@@ -158,6 +166,8 @@ def prepare(args: argparse.Namespace, say: Say) -> Setup | None:
         say(note)
     if args.dry_run:
         return None
+    if url:
+        write_text(setup.run.url, url)
     _write(setup, report)
     if priors:
         save_priors(setup.run, priors)
@@ -191,12 +201,22 @@ def _check_command_line(args: argparse.Namespace, wish: Wish, out: Path) -> list
         faults += error.faults
     if args.folds is not None and args.folds < 2:
         faults.append(f"--folds is {args.folds}; at least 2 are needed")
-    if args.data is not None and not Path(args.data).expanduser().is_dir():
+    local = args.data is not None and not is_url(args.data)
+    if local and not Path(args.data).expanduser().is_dir():
         faults.append(f"--data {args.data} is no folder; give the folder that holds the data")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         faults.append(
             f"--out {out} exists and is not empty; give another folder, or --resume {out} to go on"
         )
+    if is_url(args.out):
+        try:
+            if Place(args.out).files():
+                faults.append(
+                    f"--out {args.out} is not empty; give another URL, or --resume {args.out} to "
+                    "go on"
+                )
+        except UserError as error:
+            faults += [f"--out {fault}" for fault in error.faults]
     if args.keep_gb is not None and not 0 <= args.keep_gb < math.inf:
         faults.append(f"--keep-gb is {args.keep_gb:g}; it must be 0 (the ensemble's only) or more")
     priors: list[PriorRun] = []

@@ -23,8 +23,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = p.add_argument
     add("task", nargs="?", metavar="TASK", help="a known task, or a path to your own task file")
-    add("--data", metavar="DIR", help="the data folder; without it: the task's embedded sample")
-    add("--out", metavar="DIR", help="the run's folder (default: runs/TASK-TIME)")
+    add("--data", metavar="DIR|URL", help="the data folder; without it: the task's own sample")
+    add("--out", metavar="DIR|URL",
+        help="the run's folder (default: runs/TASK-TIME), or where it is copied to")  # fmt: skip
     add("--trials", type=int, metavar="N", help="how many recipes to try (default: 16)")
     add("--hours", type=float, metavar="H", help="stop after this long, from start to exit")
     add("--epochs", type=int, metavar="E", help="scheduled epochs per fold (default: the plan's)")
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--keep-gb", type=float, metavar="G",
         help="delete checkpoints of the worst trials beyond G gigabytes")  # fmt: skip
     add("--warm-start", nargs="+", metavar="RUN", help="begin with what earlier runs learned")
-    add("--resume", metavar="RUN", help="go on with a run that was interrupted")
+    add("--resume", metavar="RUN", help="go on with a run that was interrupted (folder or URL)")
     add("--extend", type=int, metavar="N", help="with --resume: try N more recipes")
     add("--ablate", nargs="*", metavar="NAME",
         help="with --resume: change the best recipe one parameter at a time")  # fmt: skip

@@ -96,6 +96,8 @@ class RunFolder:
         self.pictures = root / "pictures"  # of what the data report tells
         self.task = root / "task.py"  # the user's own task file, for workers on other hosts
         self.mark = root / ".mark"  # by which they know whether they see this folder
+        self.url = root / ".url"  # where the folder is copied to while the run goes on
+        self.staging = root / ".upload"  # holds what is being copied there
         self.lock = root / ".lock"
 
     @classmethod

@@ -12,9 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from search.data.remote import is_url, mirror, mirrored
+from search.download import fetch_run
 from search.journal import read_events
 from search.plan import Plan, Resources
 from search.run_folder import RunFolder, read_json, write_json
+from search.terminal import progress_bar
 from spaces.errors import UserError
 from spaces.means import Means
 from spaces.registry import load_task, task_file
@@ -95,16 +98,21 @@ def save(setup: Setup, args: argparse.Namespace) -> None:
 
 
 def reopen(path: Path | str, force: bool = False) -> Setup:
-    """The setup of the run at `path`, which may have been moved since.
+    """The setup of the run at `path`, which may have been moved since; of one at a URL in its
+    folder on this disk.
 
     Raises UserError when it is none, and when what it needs outside its folder (task file, data,
     images, weights) is gone or has changed; `force` accepts another task file.
     """
+    if is_url(str(path)):
+        with progress_bar("fetching the run") as bar:
+            path = fetch_run(str(path), bar)
     run = RunFolder.open(path)
     read_events(run.journal)  # of another version, or damaged: told before all else
     saved = read_json(run.run)
     try:
         setup = _setup(run, saved)
+        url = saved["asked"].get("data")
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -118,6 +126,9 @@ def reopen(path: Path | str, force: bool = False) -> Setup:
             "with it from somebody else, and would be executed; look at it, then start a new run "
             "from a copy outside"
         )
+    if is_url(url) and not mirrored(url, setup.cache):  # its copy is gone, or on another machine
+        with progress_bar("fetching the data") as bar:
+            mirror(url, setup.cache, bar)
     _need_folders(setup)
     if not force:
         _need_same_task(setup, saved["task_digest"])

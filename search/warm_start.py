@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from search.data.remote import is_url
+from search.download import opened
 from search.journal import read_events
 from search.policy.priors import PriorRun, PriorTrial, first_from, identity, ranked
 from search.run_folder import RunFolder, read_json, write_json
@@ -22,16 +24,16 @@ JUDGED = (FINISHED, PRUNED, DIVERGED)
 
 
 def read_priors(paths: Sequence[str | Path], out: Path) -> list[PriorRun]:
-    """The earlier runs in these folders, for a new run in the folder `out`.
+    """The earlier runs in these folders or at these URLs, for a new run in the folder `out`.
 
     Raises UserError with all faults: a folder that is no run or cannot be read, one given twice,
     the new run's own.
     """
     priors: list[PriorRun] = []
     faults: list[str] = []
-    seen: set[Path] = set()
-    for path in map(Path, paths):
-        place = path.expanduser().resolve()
+    seen: set[Path | str] = set()
+    for path in map(str, paths):
+        place: Path | str = path if is_url(path) else Path(path).expanduser().resolve()
         if place == out.expanduser().resolve():
             faults.append(f"--warm-start {path} is the run itself; give an earlier run")
         elif place in seen:
@@ -47,12 +49,16 @@ def read_priors(paths: Sequence[str | Path], out: Path) -> list[PriorRun]:
     return priors
 
 
-def read_prior(path: Path) -> PriorRun:
-    """What the run at `path` learned; it may still be under way.
+def read_prior(path: Path | str) -> PriorRun:
+    """What the run at `path`, or at this URL, learned; it may still be under way.
 
     Raises UserError when it is no run, is damaged, or is of another format version.
     """
-    run = RunFolder.open(path)
+    with opened(path, lambda name: False, journal=True) as run:
+        return _read_prior(run, str(path))
+
+
+def _read_prior(run: RunFolder, name: str) -> PriorRun:
     facts = read_json(run.run)
     try:
         own = identity(facts["task"], facts["metric"], facts["target_names"])
@@ -69,7 +75,7 @@ def read_prior(path: Path) -> PriorRun:
             ) from None
     judged = [trial for trial in trials.all.values() if trial.state in JUDGED]
     return PriorRun(
-        name=str(path),
+        name=name,
         identity=own,
         trials=tuple(
             PriorTrial(

@@ -1,4 +1,4 @@
-"""Where the data is: the folder the user gave, or the task's embedded sample."""
+"""Where the data is: the folder or URL the user gave, or the task's embedded sample."""
 
 import hashlib
 import inspect
@@ -10,17 +10,25 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from search.data.remote import Progress, is_url, mirror
 from spaces import samples
 from spaces.errors import UserError
 from spaces.task import Task
 
 
-def resolve_data(task: Task, data: str | None, cache: Path, seed: int) -> Path:
-    """The data folder: `data`, or without it the task's sample, written once below `cache`.
+def resolve_data(
+    task: Task, data: str | None, cache: Path, seed: int, progress: Progress | None = None
+) -> Path:
+    """The data folder: `data`, or a copy below `cache` of what lies at the URL `data`, or without
+    it the task's sample, written once below `cache`.
 
     The sample is written to a temporary folder and renamed: a folder of its final name is whole.
-    Raises UserError when `data` is no folder, and without it when the task has no sample.
+    Raises UserError when `data` is no folder or cannot be copied, and without it when the task has
+    no sample.
     """
+    if is_url(data):
+        assert data is not None
+        return mirror(data, cache, progress)
     if data is not None:
         root = Path(data).expanduser()
         if not root.is_dir():
