@@ -121,7 +121,8 @@ def test_a_store_that_is_not_whole_is_rebuilt(root: Path, damage: str) -> None:
         (store.folder / "images.partial.npy").write_bytes(b"half")
     rebuilt, decoded = opened(root)
     assert decoded == 40 and np.array_equal(rebuilt.images_NHWC, want)
-    assert sorted(p.name for p in rebuilt.folder.iterdir()) == ["images.npy", "manifest.json", "sources.json"]
+    left = sorted(p.name for p in rebuilt.folder.iterdir())
+    assert left == ["images.npy", "manifest.json", "sources.json"]
 
 
 def test_unreadable_images_are_all_named_and_nothing_is_left(root: Path) -> None:
