@@ -31,6 +31,11 @@ START = 20.0  # seconds until the first step: Ray, imports
 FINISH = 15.0  # seconds kept for the last ensemble, bundle and submission
 
 
+def ranks_of(gpus: float) -> int:
+    """Processes that train a trial together, when it has so many GPUs or a share of one."""
+    return max(1, int(gpus))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """What there is to run on; on a cluster also what it may grow to."""
@@ -55,9 +60,12 @@ class Resources:
         return (*self.hosts, grow) if any(grow) else self.hosts
 
     def places(self, cpus: int, gpus: float) -> int:
-        """Trials of so many CPUs and such a share of a GPU that run at the same time."""
-        each = math.floor(1 / gpus) if gpus else 0  # on one GPU
-        return sum(min(c // cpus, g * each) if gpus else c // cpus for c, g in self.parts)
+        """Trials of so many CPUs and GPUs, or such a share of one, that run at the same time. The
+        GPUs of a trial may be on several hosts, each with as many of its CPUs."""
+        ranks = ranks_of(gpus)
+        each = math.floor(1 / min(gpus, 1)) if gpus else 0  # on one GPU
+        room = (min(c * ranks // cpus, g * each) if gpus else c // cpus for c, g in self.parts)
+        return sum(room) // ranks
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Resources":
@@ -150,10 +158,10 @@ def check_wish(wish: Wish) -> None:
         )
         if value is not None and not (value > 0 and math.isfinite(value))
     ]  # fmt: skip
-    if gpus and gpus > 1:
+    if gpus and 1 < gpus < math.inf and gpus != int(gpus):
         faults.append(
-            f"--gpus-per-trial is {gpus:g}; a trial runs on one GPU or a share of one for now: "
-            "give a value in (0, 1], or auto"
+            f"--gpus-per-trial is {gpus:g}; a trial has a share of one GPU or several whole ones: "
+            "give a value in (0, 1], a whole number, or auto"
         )
     faults += [
         f"--image-size is {size}; it must lie in [16, 2048] pixels"
@@ -167,11 +175,16 @@ def check_wish(wish: Wish) -> None:
 def check_gpus(wish: Wish, resources: Resources, here: int) -> None:
     """Raises UserError for GPUs that are not there; `here` are those of this machine, on one of
     which "auto" would measure."""
-    if wish.gpus_per_trial and not resources.gpu:
-        asked = wish.gpus_per_trial
+    asked = wish.gpus_per_trial
+    if asked and not resources.gpu:
         raise UserError(
             f"--gpus-per-trial is {asked if asked == 'auto' else f'{asked:g}'} but no GPU was "
             "found; leave it out to run on CPU cores"
+        )
+    if asked and asked != "auto" and asked > max(resources.gpus, 1):
+        raise UserError(
+            f"--gpus-per-trial is {asked:g} but the number of GPUs is {resources.gpus}; give at "
+            "most that"
         )
     if wish.gpus_per_trial == "auto" and not here:
         raise UserError(
@@ -323,8 +336,10 @@ def share_out(
             reasons.append(packing.reason)
         else:
             gpus = wish.gpus_per_trial or 1.0
-        each = math.floor(1 / gpus)
-        cpus = wish.cpus_per_trial or max(1, min(c // (g * each) for c, g in resources.parts if g))
+        each = math.floor(1 / min(gpus, 1))
+        cpus = wish.cpus_per_trial or max(
+            1, min(c * ranks_of(gpus) // (g * each) for c, g in resources.parts if g)
+        )
         workers = resources.places(cpus, gpus)
         if not workers:
             most = max(c for c, g in resources.parts if g)
@@ -349,5 +364,7 @@ def share_out(
         if workers < there:
             why += f", {resources.memory_bytes / 1e9:.0f} GB of memory"
         reasons.append(f"workers {workers}: {why}")
-    reasons.append(f"threads per worker {cpus}: its CPUs")
+    ranks = ranks_of(gpus)
+    whose = "worker" if ranks == 1 else "GPU"
+    reasons.append(f"threads per {whose} {max(1, cpus // ranks)}: its CPUs")
     return workers, cpus, gpus

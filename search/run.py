@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("--image-size", type=int, nargs="+", metavar="N", help="sides in pixels to search")
     add("--backbone", nargs="+", metavar="NAME", help="timm models to search")
     add("--gpus-per-trial", type=gpu_share, metavar="G|auto",
-        help="share of a GPU for each trial; auto: as many trials as fit, measured")  # fmt: skip
+        help="share of a GPU, or 2, 3 ... for each trial; auto: what fits")  # fmt: skip
     add("--cpus-per-trial", type=int, metavar="C", help="CPU cores of each trial")
     add("--compile", action="store_true",
         help="torch.compile training: slow to start, pays in long trials on GPUs")  # fmt: skip

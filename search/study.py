@@ -55,10 +55,13 @@ def run_study(
             context = dataclasses.replace(context, keeper=start_keeper(*context.given()))
         workers = room(plan) if address is not None else lambda: plan.workers
         searcher = DirectorSearcher(director, workers)
-        trainable = tune.with_resources(
-            tune.with_parameters(TrialTrainable, context=context),
-            {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial},
-        )
+        worker: type[TrialTrainable] = TrialTrainable
+        needs = {"cpu": float(plan.cpus_per_trial), "gpu": plan.gpus_per_trial}
+        if plan.gpus_per_trial > 1:
+            from search.data_parallel import GroupTrainable
+
+            worker, needs = GroupTrainable, GroupTrainable.NEEDS
+        trainable = tune.with_resources(tune.with_parameters(worker, context=context), needs)
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(

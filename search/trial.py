@@ -26,8 +26,8 @@ from spaces.recipe import Recipe
 from spaces.seeds import derive
 
 if TYPE_CHECKING:
-    from search.train.fold import FoldTraining
-    from search.train.probe import ProbeTraining
+    from search.train.job import FoldJob, Training
+    from search.train.parallel import Rank
 
 log = logging.getLogger(__name__)
 NEWS_SECONDS = 5.0  # at the first epoch's end after this long a step reports, decision or not
@@ -204,43 +204,52 @@ class Worker:
             },
         }
 
-    def _training(
-        self, config: dict[str, Any], fold: int, fits: int | None
-    ) -> "FoldTraining | ProbeTraining":
+    def _training(self, config: dict[str, Any], fold: int, fits: int | None) -> "Training":
+        return self.train(self.job(config, fold, fits))
+
+    def train(self, job: "FoldJob", rank: "Rank | None" = None) -> "Training":
+        """The job on its way; `rank`: this process's place among those that train it together."""
+        from search.train.fold import make_training
+
+        return make_training(
+            job,
+            score=lambda pred_TN, true_TN: self.metric.score(pred_TN, true_TN).value,
+            groups_N=self.groups_N,
+            rank=rank,
+        )
+
+    def job(self, config: dict[str, Any], fold: int, fits: int | None) -> "FoldJob":
+        """What a fold of a lease asks for; `fits`: the micro-batch that is known to fit."""
         import numpy as np
 
-        from search.train.fold import FoldJob, make_training
+        from search.train.job import FoldJob
 
         recipe = Recipe.from_dict(config["recipe"], self.task.part)
         context, mirror = self.context, self.task.mirror
         initial = context.initial.get(recipe.backbone, {}).get(str(fold))
-        return make_training(
-            FoldJob(
-                recipe=recipe,
-                images_NHWC=self.images_NHWC,
-                targets_TN=self.targets_TN,
-                train_rows=np.flatnonzero(self.fold_N != fold),
-                valid_rows=np.flatnonzero(self.fold_N == fold),
-                test_images_NHWC=self.test_images_NHWC if len(self.test_images_NHWC) else None,
-                seed=derive(context.seed, config["trial"], fold, recipe.seed),
-                device=self.device,
-                weights_dir=Path(context.weights_dir) if context.weights_dir else None,
-                micro_batch=fits,
-                task_type=self.task.task_type,
-                views=self.task.layout.view_count,
-                mirror_views=mirror.views if mirror else None,
-                mirror_targets=mirror.places(context.target_names) if mirror else None,
-                cache=Path(context.cache),
-                store_key=Path(context.store).name,
-                initial=self.files.outside(Path(initial)) if initial else None,
-                compile=context.compile,
-            ),
-            score=lambda pred_TN, true_TN: self.metric.score(pred_TN, true_TN).value,
-            groups_N=self.groups_N,
+        return FoldJob(
+            recipe=recipe,
+            images_NHWC=self.images_NHWC,
+            targets_TN=self.targets_TN,
+            train_rows=np.flatnonzero(self.fold_N != fold),
+            valid_rows=np.flatnonzero(self.fold_N == fold),
+            test_images_NHWC=self.test_images_NHWC if len(self.test_images_NHWC) else None,
+            seed=derive(context.seed, config["trial"], fold, recipe.seed),
+            device=self.device,
+            weights_dir=Path(context.weights_dir) if context.weights_dir else None,
+            micro_batch=fits,
+            task_type=self.task.task_type,
+            views=self.task.layout.view_count,
+            mirror_views=mirror.views if mirror else None,
+            mirror_targets=mirror.places(context.target_names) if mirror else None,
+            cache=Path(context.cache),
+            store_key=Path(context.store).name,
+            initial=self.files.outside(Path(initial)) if initial else None,
+            compile=context.compile,
         )
 
     def _restore(
-        self, training: "FoldTraining | ProbeTraining", config: dict[str, Any], fold: int
+        self, training: "Training", config: dict[str, Any], fold: int
     ) -> list[dict[str, Any]]:
         """Go on from the newest whole checkpoint that an earlier attempt left of this fold, if any;
         the points of the epochs in it."""
@@ -291,11 +300,14 @@ class TrialTrainable(tune.Trainable):
         import search.train.fold  # noqa: F401 (with torch and timm, before what is frozen)
 
         assert context is not None
-        self._worker = Worker(context, host=get_node_ip_address())
+        self._worker = self._worker_of(context)
         self._reports = self._worker.reports(json.loads(config["lease"]))
         # Modules live as long as the worker: looking through them between two trials took .2 s.
         gc.collect()
         gc.freeze()
+
+    def _worker_of(self, context: Context) -> Worker:
+        return Worker(context, host=get_node_ip_address())
 
     def step(self) -> dict[str, Any]:
         # As text: Tune flattens nested dictionaries on their way to the scheduler.

@@ -20,7 +20,8 @@ FLOORS = (
     ("spaces",),
     (
         "search.run_folder", "search.metrics", "search.oof", "search.journal", "search.data",
-        "search.model", "search.train", "search.exchange", "search.machine",
+        "search.model", "search.train", "search.exchange", "search.machine", "search.upload",
+        "search.download",
     ),
     ("ensemble",),
     (
@@ -32,20 +33,27 @@ FLOORS = (
     ),
     (
         "search.cluster", "search.trial", "search.searcher", "search.scheduler", "search.study",
+        "search.group", "search.data_parallel",
     ),
     ("search.setup", "search.prepare", "search.compose", "search.summary", "search.refit"),
     ("search.run",),
 )  # fmt: skip
 
 # Libraries that only some modules may know.
-RAY = ("search.cluster", "search.trial", "search.searcher", "search.scheduler", "search.study")
+RAY = (
+    "search.cluster", "search.trial", "search.searcher", "search.scheduler", "search.study",
+    "search.group", "search.data_parallel",
+)  # fmt: skip
 KNOWN_BY = {
     "ray": RAY,
     "optuna": ("search.sampler",),
     "timm": ("search.model", "search.train"),
 }
 # What the ensemble, which works without a search, may use of it.
-OF_SEARCH = ("search.run_folder", "search.metrics", "search.oof", "search.data", "search.model")
+OF_SEARCH = (
+    "search.run_folder", "search.metrics", "search.oof", "search.data", "search.model",
+    "search.download",
+)  # fmt: skip
 
 HEAVY = ("torch", "timm", "ray", "optuna", "pandas", "sklearn")
 CLIS = ("search.run", "search.check", "search.leaderboard", "ensemble.build", "ensemble.predict")

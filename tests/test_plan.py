@@ -154,7 +154,7 @@ def test_a_plan_comes_back_from_json() -> None:
 
 def test_impossible_wishes_are_told_all_at_once() -> None:
     with pytest.raises(UserError) as caught:
-        check_wish(Wish(trials=0, hours=-1, epochs=0, image_sizes=(0, 64), gpus_per_trial=2))
+        check_wish(Wish(trials=0, hours=-1, epochs=0, image_sizes=(0, 64), gpus_per_trial=1.5))
     text = str(caught.value)
     assert len(caught.value.faults) == 5
     for word in ("--trials is 0", "--hours is -1", "--epochs is 0", "--image-size is 0"):
@@ -170,8 +170,39 @@ def test_gpus_that_are_not_there_are_refused() -> None:
         check_gpus(Wish(gpus_per_trial="auto"), GPU, here=0)
     check_gpus(Wish(gpus_per_trial="auto"), GPU, here=1)
     check_gpus(Wish(gpus_per_trial=0.5), GPU, here=0)
+    with pytest.raises(UserError, match="--gpus-per-trial is 8 but the number of GPUs is 4"):
+        plan_of(Wish(gpus_per_trial=8), GPU)
     with pytest.raises(UserError, match="there are 2 CPUs"):
         plan_of(Wish(cpus_per_trial=8))
+
+
+@pytest.mark.parametrize("gpus", (1.5, 2.01))
+def test_a_gpu_is_shared_or_taken_whole(gpus: float) -> None:
+    with pytest.raises(UserError, match=rf"--gpus-per-trial is {gpus:g}; a trial has a share"):
+        check_wish(Wish(gpus_per_trial=gpus))
+    for whole in (0.5, 1.0, 2.0, 8.0):
+        check_wish(Wish(gpus_per_trial=whole))
+
+
+def test_a_trial_may_have_the_gpus_of_several_hosts() -> None:
+    plan = plan_of(Wish(gpus_per_trial=2.0), GPU, native=224)
+    assert (plan.workers, plan.cpus_per_trial, plan.gpus_per_trial) == (2, 16, 2.0)
+    assert "threads per GPU 8: its CPUs" in plan.reasons
+    pair = cluster((16, 0), (4, 1), (8, 2))
+    plan = plan_of(Wish(gpus_per_trial=2.0), pair, native=224)
+    assert (plan.workers, plan.cpus_per_trial) == (1, 8)
+    assert plan_of(Wish(gpus_per_trial=3.0), pair, native=224).workers == 1
+    # Few cores: two GPUs of a trial share one.
+    plan = plan_of(Wish(gpus_per_trial=4.0), cluster((2, 4)), native=224)
+    assert (plan.workers, plan.cpus_per_trial) == (1, 2)
+    with pytest.raises(UserError, match="a host with GPUs has at most 8 CPUs"):
+        plan_of(Wish(gpus_per_trial=2.0, cpus_per_trial=32), pair, native=224)
+
+
+@pytest.mark.parametrize("gpus", (0.25, 0.5, 1.0))
+def test_up_to_one_gpu_a_trial_must_find_room_on_one_host(gpus: float) -> None:
+    each = int(1 / gpus)
+    assert cluster((3, 1), (2, 1)).places(1, gpus) == min(3, each) + min(2, each)
 
 
 def journal_of(*kinds: str | int) -> list[Event]:

@@ -5,7 +5,7 @@ H height, W width. A store holds N*V images, those of row r at r*V .. r*V + V-1.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -142,10 +142,12 @@ class Batches:
         augment: Augment,
         generator: torch.Generator,
         drop_last: bool = False,
+        share: Callable[[int], slice] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled batches of `batch_size` rows: images_BCHW normalised float32 channels_last, the
         views of a row one after another, and targets_RT; augmented and, where `augment` says so,
-        mixed in pairs. The CPU generator alone decides them.
+        mixed in pairs. The CPU generator alone decides them. Given as many rows as a batch has,
+        `share` says which of them are wanted; None: all.
 
         A last batch of one sample is left out, since batch norm cannot train on it; another
         sample will be the last next time. Rows fewer than `batch_size` make one batch. With
@@ -160,14 +162,18 @@ class Batches:
             images = self._images(part, draws.mirror_R)
             rows, draws = to_async(part, self.device), draws.to(self.device)
             targets_RT = self._targets(rows, draws.mirror_R)
-            images_BCHW = self._prepare(images, draws)
-            yield mix(images_BCHW, targets_RT, augment, generator, self.views)
+            wanted = slice(0, len(part)) if share is None else share(len(part))
+            mixed = augment.mixup or augment.cutmix
+            needed = _with_neighbour(wanted, len(part)) if mixed else [wanted]
+            images_BCHW = self._prepare(images, draws, needed)
+            images_BCHW, targets_RT = mix(images_BCHW, targets_RT, augment, generator, self.views)
+            yield images_BCHW[self._images_of(wanted)], targets_RT[wanted]
 
     def ordered(self, batch_size: int) -> Iterator[Tensor]:
         """The images_BCHW of `batch_size` rows at a time, without augmentation, in the order of
         `rows`, none left out."""
         for part in self.rows.split(batch_size):
-            yield self._prepare(self._images(part), Draws())
+            yield self._prepare(self._images(part), Draws(), [slice(0, len(part))])
 
     def _shuffle(self, generator: torch.Generator) -> Tensor:
         count = len(self.rows)
@@ -207,8 +213,13 @@ class Batches:
             pixels_BHWC = pixels_BHWC.to(self.device, non_blocking=pinned)
         return pixels_BHWC[..., : self.channels].contiguous()
 
-    def _prepare(self, images: Tensor, draws: Draws) -> Tensor:
-        """Normalised float32 channels_last images_BCHW of those images of the store.
+    def _images_of(self, rows: slice) -> slice:
+        """Where the images of a batch's rows are among its images."""
+        return slice(rows.start * self.views, rows.stop * self.views)
+
+    def _prepare(self, images: Tensor, draws: Draws, needed: Sequence[slice]) -> Tensor:
+        """Normalised float32 channels_last images_BCHW of those images of the store; what stands
+        for rows that are not needed has no meaning.
 
         A CPU takes a few images through all steps before the next few: what lies between the steps
         then stays in its cache and in memory that the process already has.
@@ -219,10 +230,12 @@ class Batches:
         if self.device.type == "cpu":
             step = max(PIECE // max(size, self.images_NHWC.shape[1]) ** 2, 1)
         map_B37 = self._colour_map(draws)
-        for start in range(0, count, step):
-            part = slice(start, start + step)
-            own_B37 = None if map_B37 is None else map_B37[part]
-            self._fill(out_BHWC[part], self._read(images[part]), draws.part(part), own_B37)
+        for rows in needed:
+            span = self._images_of(rows)
+            for start in range(span.start, span.stop, step):
+                part = slice(start, min(start + step, span.stop))
+                own_B37 = None if map_B37 is None else map_B37[part]
+                self._fill(out_BHWC[part], self._read(images[part]), draws.part(part), own_B37)
         return out_BHWC.permute(0, 3, 1, 2)
 
     def _colour_map(self, draws: Draws) -> Tensor | None:
@@ -313,6 +326,13 @@ def _cuts(rows: int, batch_size: int, drop_last: bool) -> list[slice]:
     if len(cuts) > 1 and (rest == 1 or (drop_last and rest)):
         cuts.pop()
     return cuts
+
+
+def _with_neighbour(rows: slice, count: int) -> list[slice]:
+    """Some rows of a batch of `count`, and the one before them, which the first is mixed with."""
+    if rows.start:
+        return [slice(rows.start - 1, rows.stop)]
+    return [rows] if rows.stop == count else [rows, slice(count - 1, count)]
 
 
 def _swaps(places: Sequence[int], count: int, noun: str) -> Tensor:

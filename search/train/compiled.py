@@ -19,7 +19,7 @@ class CompiledNetwork:
     """
 
     def __init__(self, network: nn.Module, device: str, batch: int) -> None:
-        """`batch`: rows of an optimiser step."""
+        """`batch`: rows of an optimiser step that this device takes."""
         self._network, self._batch = network, batch
         self._cuda = torch.device(device).type == "cuda"
         self._micro_batch = 0  # that `_forward` is for

@@ -26,7 +26,9 @@ from search.train.job import Diverged, EpochResult, Floats, FoldJob, FoldResult,
 from search.train.loop import epoch_seed, train_epoch
 from search.train.network import image_scale, seen_channels, start_network, weights_on_cpu
 from search.train.optim import freeze, make_average, make_optimizer
+from search.train.parallel import Peers, Rank
 from search.train.sampling import sampling_weights
+from spaces.errors import UserError
 from spaces.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -37,12 +39,23 @@ NO_TARGETS = torch.empty(0)  # of batches that are only predicted
 
 
 class FoldTraining:
-    """One job on its way: call `epoch` until `done`, then `finish`."""
+    """One job on its way: call `epoch` until `done`, then `finish`.
 
-    def __init__(self, job: FoldJob) -> None:
+    Several ranks may train it together: each makes one of the same job, and all call the same
+    methods in the same order, but `save`, which one of them may call alone. All get the result.
+    """
+
+    def __init__(self, job: FoldJob, rank: Rank | None = None) -> None:
         self.job = job
-        torch.manual_seed(epoch_seed(job.seed, -1))
+        self.rank = Rank() if rank is None else rank
         recipe, part = job.recipe, job.recipe.task
+        self.batch = min(recipe.batch_size, len(job.train_rows))
+        if self.batch < self.rank.count:
+            raise UserError(
+                f"batches have {self.batch} rows and {self.rank.count} GPUs are to share them; "
+                "give fewer --gpus-per-trial, or larger batches"
+            )
+        torch.manual_seed(epoch_seed(job.seed, -1))
         classes = job.task_type != "regression"
         targets_NT = torch.from_numpy(np.array(job.targets_TN.T, dtype=np.float32, order="C"))
         train_NT = targets_NT[torch.from_numpy(np.asarray(job.train_rows))]
@@ -71,17 +84,21 @@ class FoldTraining:
             mirror_targets=job.mirror_targets,
             weights_N=sampling_weights(train_NT, getattr(part, "sampler", "none")),
         )
-        self.valid = self._batches(job.images_NHWC, NO_TARGETS, job.valid_rows)
+        self.valid = self._predicted(job.images_NHWC, job.valid_rows)
         network = self._network(first_bias(part, job.task_type, train_NT) if classes else None)
-        self.batch = min(recipe.batch_size, len(job.train_rows))
+        bf16 = job.bf16
+        if bf16 is None:  # alike on all ranks, also where it would pay for some of them alone
+            bf16 = all(self.rank.gather(lambda: bf16_pays(network, job.device)))
         self.state = TrainState(
             network,
             make_average(network, recipe),
             make_optimizer(network, recipe),
             micro_batch=min(self.batch, job.micro_batch or self.batch),
-            bf16=bf16_pays(network, job.device) if job.bf16 is None else job.bf16,
+            bf16=bf16,
         )
-        compiled = CompiledNetwork(network, job.device, self.batch) if job.compile else None
+        self._peers = Peers(network, self.rank)
+        self._share = self.rank.largest_share(self.batch)  # rows of a step on one rank
+        compiled = CompiledNetwork(network, job.device, self._share) if job.compile else None
         self._compiled = compiled
         # At a time; falls to what fits.
         self._predict_rows = max(2 * self.state.micro_batch, 64 // job.views)
@@ -125,7 +142,7 @@ class FoldTraining:
         test_pred_TS = None
         if job.test_images_NHWC is not None:
             rows = np.arange(len(job.test_images_NHWC) // job.views)
-            test = self._batches(job.test_images_NHWC, NO_TARGETS, rows)
+            test = self._predicted(job.test_images_NHWC, rows)
             test_pred_TS = self._predict(test, job.recipe.tta, bf16=False)
         return FoldResult(
             pred_TV=self._pred_TV,
@@ -166,7 +183,13 @@ class FoldTraining:
             with torch.no_grad():
                 last.bias.copy_(bias_T)
         freeze(network, job.recipe.freeze)
-        return network.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.rank.equalise(network)
+        return network
+
+    def _predicted(self, images: Images, rows: NDArray[np.int64]) -> Batches:
+        """This rank's share of rows that are predicted."""
+        return self._batches(images, NO_TARGETS, rows[self.rank.share(len(rows))])
 
     def _batches(
         self, images: Images, targets: Tensor, rows: NDArray[np.int64], **training: Any
@@ -193,7 +216,7 @@ class FoldTraining:
             started = time.perf_counter()
             pred_TV = self._predict(self.valid, self.job.recipe.tta, bf16=False)
             seconds = time.perf_counter() - started
-            self._predict_ms = 1000 * seconds / len(self.job.valid_rows)
+            self._predict_ms = 1000 * seconds / self.rank.largest_share(len(self.job.valid_rows))
             return pred_TV
         return self._predict(self.valid, 1, self.state.bf16)
 
@@ -204,8 +227,9 @@ class FoldTraining:
 
         def train(micro_batch: int, forward: Forward) -> float:
             return train_epoch(
-                state, self.train, job.recipe, job.seed, self.loss_of, micro_batch, forward
-            )
+                state, self.train, job.recipe, job.seed, self.loss_of, micro_batch, forward,
+                self._peers,
+            )  # fmt: skip
 
         def attempt(micro_batch: int) -> float:
             if self._compiled is None:
@@ -224,23 +248,31 @@ class FoldTraining:
             state.load(before)
             state.epoch, state.step = epoch, step
 
-        loss, state.micro_batch = with_halving(attempt, state.micro_batch, undo, job.device)
+        whole = min(state.micro_batch, self._share)
+        loss, fits = with_halving(attempt, whole, undo, job.device)
+        if fits < whole:
+            state.micro_batch = fits
         if not math.isfinite(loss):
             raise Diverged(f"the loss is {loss} in epoch {state.epoch}")
         state.end_epoch(loss)
         return loss
 
     def _predict(self, batches: Batches, tta: int, bf16: bool) -> Floats:
-        """Predictions (T, N) by the averaged weights, in original units or as probabilities."""
-        if not len(batches.rows):
-            return np.empty((len(self.target_mean), 0), dtype=np.float32)
+        """Predictions (T, N) by the averaged weights, in original units or as probabilities, of the
+        rows of all ranks."""
 
         def attempt(batch_size: int) -> Tensor:
             return predict_batches(self.state.average.network, batches, tta, batch_size, bf16)
 
-        raw_NT, self._predict_rows = with_halving(
-            attempt, self._predict_rows, lambda: None, self.job.device
-        )
+        def own() -> Tensor:
+            if not len(batches.rows):
+                return torch.empty(0, len(self.target_mean))
+            raw_NT, self._predict_rows = with_halving(
+                attempt, self._predict_rows, lambda: None, self.job.device
+            )
+            return raw_NT
+
+        raw_NT = torch.cat(self.rank.gather(own))
         pred_NT = finish_predictions(raw_NT, self.link, self.target_mean, self.target_std)
         pred_TN = np.ascontiguousarray(pred_NT.T)
         if not np.isfinite(pred_TN).all():
@@ -256,12 +288,16 @@ class FoldTraining:
 
 
 def make_training(
-    job: FoldJob, score: "Score | None" = None, groups_N: NDArray[Any] | None = None
+    job: FoldJob,
+    score: "Score | None" = None,
+    groups_N: NDArray[Any] | None = None,
+    rank: Rank | None = None,
 ) -> "FoldTraining | ProbeTraining":
     """The training that the recipe asks for: of a network, or of a probe on frozen features, whose
-    head is chosen inside the training rows by `score`, groups kept whole."""
+    head is chosen inside the training rows by `score`, groups kept whole. A network may be trained
+    by several ranks together; a probe is too small for that."""
     if job.recipe.probe == "none":
-        return FoldTraining(job)
+        return FoldTraining(job, rank)
     from search.train.probe import ProbeTraining
 
     return ProbeTraining(job, score=score, groups_N=groups_N)

@@ -5,6 +5,7 @@ Shapes: N rows, V validation rows, S test rows, T outputs, H W C height, width a
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,3 +75,25 @@ class FoldResult:
     channels: int = 3  # that the network sees
     views: int = 1
     link: str = "identity"  # from raw outputs to predictions
+
+
+class Progress(Protocol):
+    """How far a training is."""
+
+    @property
+    def epoch(self) -> int: ...  # epochs completed
+
+
+class Training(Protocol):
+    """A job on its way, whatever trains it: `epoch` is called until `done`, then `finish`."""
+
+    @property
+    def job(self) -> FoldJob: ...
+    @property
+    def state(self) -> Progress: ...
+    @property
+    def done(self) -> bool: ...
+    def epoch(self) -> EpochResult: ...
+    def finish(self) -> FoldResult: ...
+    def save(self, path: Path, note: str = "") -> None: ...
+    def restore(self, path: Path) -> str: ...
