@@ -300,7 +300,7 @@ class Director:
         """Take in a worker's report; whether its lease goes on.
 
         A report has "trial", "attempt", "host", "machine", "points" (epochs), and possibly "fold",
-        "end" or "lost".
+        "end", "lost" (some process of several died) or "full" (the disk).
         """
         trial = self.trials.all[result["trial"]]
         number, attempt = trial.number, result["attempt"]
@@ -317,8 +317,11 @@ class Director:
             self._journal.append("fold", number, attempt, **fold)
             self.run.drop_epochs(number, attempt, fold["fold"])
         if "lost" in result:
-            self._journal.append("pause", number, attempt, reason=result["lost"])
-            self._tell(f"trial {number}: {result['lost']}")
+            self.on_lost(number, attempt, result["lost"])
+            return False
+        if "full" in result:
+            self._journal.append("pause", number, attempt, reason=result["full"])
+            self._tell(f"trial {number}: {result['full']}")
             self._disk_floor = shutil.disk_usage(self.run.root).free + DISK_FLOOR
             return False
         end = result.get("end")

@@ -114,8 +114,8 @@ class Worker:
         """Run the folds that a trial's lease names; yields a report whenever there is something to
         decide.
 
-        The last report has an "end" when the trial cannot go on, or "lost" when nothing is wrong
-        with it but it cannot go on here; errors become named end states. Raises Unreachable when
+        The last report has an "end" when the trial cannot go on, or "full" when nothing is wrong
+        with it but the disk is full; errors become named end states. Raises Unreachable when
         the driver's host is.
         """
         head = {"trial": config["trial"], "attempt": config["attempt"], **self._where, "points": []}
@@ -281,7 +281,7 @@ def _last_words(error: Exception) -> dict[str, Any]:
     from search.train.fold import Diverged
 
     if full := disk_full(error):
-        return {"lost": f"disk full: {full}"}
+        return {"full": f"disk full: {full}"}
     if isinstance(error, Diverged):
         state, reason = states.DIVERGED, str(error)
     elif out_of_memory(error):

@@ -202,6 +202,28 @@ def test_a_trial_whose_worker_keeps_dying_is_failed(tmp_path: Path) -> None:
     assert "actor died" in director.trials.all[0].reason
 
 
+def test_a_worker_that_lost_one_of_its_processes_is_as_lost_as_if_it_had_died(
+    tmp_path: Path,
+) -> None:
+    director = director_of(tmp_path, plan_of(1))
+    for attempt in range(1, 4):
+        assert director.next_config() is not None and not director.disk_full
+        lost = {"trial": 0, "attempt": attempt, "points": [], "lost": "rank 1 is gone"}
+        assert not director.on_result(lost)
+    assert director.next_config() is None
+    assert director.trials.all[0].state == states.FAILED
+
+
+def test_a_lease_that_no_worker_began_with_is_given_again(tmp_path: Path) -> None:
+    director = director_of(tmp_path, plan_of(1))
+    first = director.next_config()
+    director.recall(0, 1)
+    second = director.next_config()
+    assert first is not None and second is not None and second == {**first, "attempt": 2}
+    director.recall(7, 1)  # of no trial
+    assert director.trials.all[0].losses == 0
+
+
 @pytest.mark.parametrize("state", [states.DIVERGED, states.TOO_BIG, states.FAILED])
 def test_a_worker_can_name_the_end(tmp_path: Path, state: str) -> None:
     director = director_of(tmp_path, plan_of(1))
@@ -282,7 +304,7 @@ def test_a_full_disk_pauses_and_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     free_disk(monkeypatch, free)
     director = director_of(tmp_path, plan_of(1), tell=said.append)
     assert director.next_config() is not None
-    lost = {"trial": 0, "attempt": 1, "points": [], "lost": "disk full: No space left"}
+    lost = {"trial": 0, "attempt": 1, "points": [], "full": "disk full: No space left"}
     assert not director.on_result(lost)
     # What was free was too little, however much it was.
     assert director.next_config() is None and not director.over() and "is full" in said[-1]

@@ -187,7 +187,7 @@ def test_a_disk_that_is_full_at_the_drivers_is_told_as_such(setup: Setup) -> Non
 
     keeper = Full(str(setup.run.root), [str(setup.store)])
     *_, last = worker_afar(setup, keeper).reports(config_of(setup, 23, 1))
-    assert "disk full" in last["lost"]
+    assert "disk full" in last["full"]
 
 
 def test_a_host_without_the_folder_of_weights_says_so(setup: Setup) -> None:
@@ -313,7 +313,7 @@ def test_on_a_full_disk_the_trial_is_lost_not_failed(
         with monkeypatch.context() as patch:
             patch.setattr(fold, name, full)
             *before, last = worker_of(setup).reports(config_of(setup, number, 1))
-        assert last.pop("lost").startswith("disk full: [Errno 28] No space left on device")
+        assert last.pop("full").startswith("disk full: [Errno 28] No space left on device")
         assert (last["trial"], last["attempt"], last["points"]) == (number, 1, [])
         assert epochs_of(before) == ([] if name == "save_epoch" else [(1, 1), (1, 2)])
         assert not (setup.run.work(number, 1) / "fold-1.npy").exists()
