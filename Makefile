@@ -1,6 +1,7 @@
 # make run     the main job on the embedded sample     (ARGS="--trials 8" is passed on)
 # make test    lint, format, types, and all tests that take seconds
 # make slow    the tests that train whole runs
+# make test-cluster   three hosts on this machine: ray up, searches that lose hosts, ray down (root)
 # make bench   what is fast, beside what others do (under 40 minutes; ARGS=--quick: under 5)
 # make bench-anytime   scores over time against a hand-written search and Ray Tune (90 minutes)
 # make bench-studies  simulations: honest scores, search policies (needs RUNGFOLD_DATA)
@@ -25,7 +26,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 RUN_STAMP := $(VENV)/rungfold-search.toml
 TEST_STAMP := $(VENV)/rungfold-search-test.toml
 
-.PHONY: run test slow bench bench-anytime bench-studies ready-run ready-test
+.PHONY: run test slow test-cluster bench bench-anytime bench-studies ready-run ready-test
 .DELETE_ON_ERROR: # a half-made environment is made again
 
 run: ready-run
@@ -35,10 +36,13 @@ test: ready-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -m "not slow and not cluster" $(ARGS)
 
 slow: ready-test
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-cluster: ready-test
+	$(PY) -m pytest -m cluster tests/cluster $(ARGS)
 
 bench: ready-test
 	$(PY) benchmarks/keep.py $(BENCHES) $(ARGS)
