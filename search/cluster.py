@@ -108,6 +108,9 @@ def _import_ray() -> ModuleType:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # lost workers are told by us
+    # Lost hosts as well, which Ray prints however its logs are set.
+    ray._private.worker.print_to_stdstream = lambda *told, **how: None
     return ray
 
 

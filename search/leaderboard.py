@@ -100,7 +100,7 @@ def read_trials(run: RunFolder) -> "pd.DataFrame":
 
     if not run.trials.is_file():
         raise UserError(
-            f"{run.trials} does not exist; it is written when the first trial of the run reports"
+            f"{run.trials} does not exist; it is written when the first trial of the run is whole"
         )
     try:
         table = pq.read_table(run.trials)

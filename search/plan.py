@@ -360,7 +360,7 @@ def share_out(
         workers = min(there, by_memory)
         why = f"{resources.cpus} CPU cores, {cpus} for each trial"
         if len(resources.hosts) > 1:
-            why = f"{len(resources.hosts)} hosts, {why}"
+            why = f"{len(resources.hosts)} hosts, {why}; more as hosts join"
         if workers < there:
             why += f", {resources.memory_bytes / 1e9:.0f} GB of memory"
         reasons.append(f"workers {workers}: {why}")

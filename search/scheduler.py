@@ -30,7 +30,7 @@ class DirectorScheduler(FIFOScheduler):
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: "TuneController") -> Trial | None:
-        """The lease that the next free worker takes: what a lost worker had begun first, then one
+        """The lease that the next free worker takes: what was lost with a worker first, then one
         that no worker starts for yet. Given another's free worker, Tune takes back the one that
         starts for it, and hosts whose workers start for longer than trials take never came to
         train. When no more is to be started, leases that still wait are given up."""
@@ -44,7 +44,7 @@ class DirectorScheduler(FIFOScheduler):
         starting = tune_controller._trial_to_actor
 
         def turn(key: str) -> tuple[bool, bool]:
-            return leases[key][1] == 1, live[key] in starting
+            return not self._director.trials.all[leases[key][0]].losses, live[key] in starting
 
         first = min(waiting, key=turn, default=None)
         return None if first is None else live[first]

@@ -58,7 +58,7 @@ def test_a_trial_must_find_room_on_one_host() -> None:
     assert plan_of(Wish(), three).workers == 7
     plan = plan_of(Wish(cpus_per_trial=2), three)
     assert (plan.workers, plan.cpus_per_trial) == (2, 2)
-    assert "workers 2: 3 hosts, 7 CPU cores, 2 for each trial" in plan.reasons
+    assert "workers 2: 3 hosts, 7 CPU cores, 2 for each trial; more as hosts join" in plan.reasons
     with pytest.raises(UserError, match="no host has more than 3 CPUs"):
         plan_of(Wish(cpus_per_trial=4), three)
 

@@ -35,14 +35,17 @@ class Controller:
 
 def scheduler(leases: dict[str, tuple[int, int]], closed: bool = False) -> tuple[Any, list[Any]]:
     recalled: list[Any] = []
+    trials = {number: SimpleNamespace(losses=int(number == LOST)) for number in range(9)}
     director: Any = SimpleNamespace(
-        closed=lambda: closed, recall=lambda *lease: recalled.append(lease)
-    )
+        closed=lambda: closed, recall=lambda *lease: recalled.append(lease),
+        trials=SimpleNamespace(all=trials),
+    )  # fmt: skip
     searcher: Any = SimpleNamespace(leases=leases)
     return DirectorScheduler(director, searcher), recalled
 
 
-LEASES = {"a": (0, 1), "b": (1, 1), "c": (2, 1), "d": (0, 2)}
+LEASES = {"a": (0, 1), "b": (1, 1), "c": (2, 5), "d": (4, 2)}
+LOST = 4  # the trial that was lost with its worker; 2 only waited at a rung
 
 
 def chosen(controller: Controller, **options: Any) -> str | None:
@@ -51,7 +54,7 @@ def chosen(controller: Controller, **options: Any) -> str | None:
     return None if trial is None else trial.trial_id
 
 
-def test_leases_start_in_order_but_what_was_begun_goes_first() -> None:
+def test_leases_start_in_order_but_what_was_lost_goes_first() -> None:
     assert chosen(Controller(a=Trial.RUNNING, b=Trial.PENDING, c=Trial.PENDING)) == "b"
     waiting = dict.fromkeys("bcd", Trial.PENDING)
     assert chosen(Controller(a=Trial.ERROR, **waiting)) == "d"

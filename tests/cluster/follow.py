@@ -180,10 +180,13 @@ def _idle(events: Sequence[Event], lost: Event) -> float:
 def next_trained(events: Sequence[Event], lost: Event) -> int:
     """The trial that was trained by the first worker that had nothing to do after the loss."""
     hosts = {(e.trial, e.attempt): e.data["host"] for e in events if e.kind == "epochs"}
-    later = [e for e in events if e.seq > lost.seq]
-    freed = next(e for e in later if e.kind in ("pause", "end") and (e.trial, e.attempt) in hosts)
-    host = hosts[freed.trial, freed.attempt]
-    return next(
-        e.trial for e in later
-        if e.seq > freed.seq and e.kind == "epochs" and e.data["host"] == host
-    )  # fmt: skip
+    trials, held = Trials(), set[tuple[int, int]]()
+    freed: str | None = None
+    for event in events:
+        if freed and event.kind == "epochs" and event.data["host"] == freed:
+            return event.trial
+        trials.apply(event)
+        before, held = held, {(t.number, a) for t in trials.running() for a in t.leases}
+        if freed is None and event.seq > lost.seq:
+            freed = next((hosts[lease] for lease in before - held if lease in hosts), None)
+    raise AssertionError("no worker had nothing to do")

@@ -149,6 +149,7 @@ def shaken(cluster: Cluster, measured: Measured) -> tuple[Path, dict[str, Loss]]
     measured(f"host cut off in silence: {losses['w2']}")
     lab.heal("w2")  # what it writes now comes too late
     assert driver.wait(200) == 0, driver.output()
+    assert not re.search(r"raylet|Traceback|ERROR", driver.output()), driver.output()
     return run, losses
 
 
