@@ -52,8 +52,8 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     def watch(kind: type, network_of: Any) -> None:
         begin = kind.__init__  # type: ignore[misc]
 
-        def init(self: Any, job: FoldJob, **options: Any) -> None:
-            begin(self, job, **options)
+        def init(self: Any, job: FoldJob, *others: Any, **options: Any) -> None:
+            begin(self, job, *others, **options)
             state = network_of(self).backbone.state_dict()
             found.append(SimpleNamespace(job=job, state={k: t.clone() for k, t in state.items()}))
 
