@@ -178,15 +178,10 @@ def _idle(events: Sequence[Event], lost: Event) -> float:
 
 
 def next_trained(events: Sequence[Event], lost: Event) -> int:
-    """The trial that was trained by the first worker that had nothing to do after the loss."""
-    hosts = {(e.trial, e.attempt): e.data["host"] for e in events if e.kind == "epochs"}
-    trials, held = Trials(), set[tuple[int, int]]()
-    freed: str | None = None
-    for event in events:
-        if freed and event.kind == "epochs" and event.data["host"] == freed:
+    """The trial of the first lease that tells of an epoch, of those that no worker had when the
+    host was lost."""
+    held = {(t.number, a) for t in replayed(events[: lost.seq]).running() for a in t.leases}
+    for event in events[lost.seq :]:
+        if event.kind == "epochs" and (event.trial, event.attempt) not in held:
             return event.trial
-        trials.apply(event)
-        before, held = held, {(t.number, a) for t in trials.running() for a in t.leases}
-        if freed is None and event.seq > lost.seq:
-            freed = next((hosts[lease] for lease in before - held if lease in hosts), None)
-    raise AssertionError("no worker had nothing to do")
+    raise AssertionError("nothing was trained after the loss")
