@@ -108,9 +108,7 @@ def test_without_the_token_nobody_gets_in(cluster: Cluster) -> None:
             assert all(codes) and "got in" not in told and "InvalidAuthToken" in status.output()
 
 
-def test_three_hosts_do_more_trials_than_two_could(
-    cluster: Cluster, measured: Measured
-) -> None:
+def test_three_hosts_do_more_trials_than_two_could(cluster: Cluster, measured: Measured) -> None:
     begun = time.monotonic()
     submitted = cluster.ray("submit --no-config-cache", f"{SLOW} rate ~/data ~/runs/rate 1 3")
     assert submitted.wait(240) == 0, submitted.output()
