@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from search.machine import cpu_name
 from search.run_folder import write_text
 
 HERE = Path(__file__).parent
@@ -26,18 +27,12 @@ PACKAGES = ("torch", "timm", "ray", "optuna", "numpy", "scikit-learn")
 
 def machine() -> str:
     """What the figures hang on, in two lines."""
-    facts = Path("/proc/cpuinfo")
-    models = [
-        line.partition(":")[2].strip()
-        for line in (facts.read_text().splitlines() if facts.exists() else ())
-        if line.startswith("model name")
-    ]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude", "*"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     return (
         f"{datetime.date.today()}, commit {commit}; {len(os.sched_getaffinity(0))} cores of "
-        f"{models[0] if models else platform.processor()}, "
+        f"{cpu_name()}, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}\n"
         f"Python {platform.python_version()}, {versions}\n"
     )

@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from search.ablation import ask_for, rows
+from search.data.disk import only_process
 from search.data.folds import read_folds
 from search.director import Clock, Director
 from search.exchange import mark
@@ -33,7 +33,7 @@ from search.trials import FINISHED, RUNNING, Trial
 from search.upload import Uploader
 from search.warm_start import load as load_priors
 from spaces.backbones import relative_cost
-from spaces.errors import RunFailed, UserError
+from spaces.errors import RunFailed
 from spaces.recipe import Recipe
 from spaces.space import Space
 
@@ -63,13 +63,7 @@ class Session:
         """`started`: time.monotonic() at the start of the process, from which --hours counts.
         `extend`: trials that are added to the run. `ablate`: parameters that are changed one by one
         around the best recipe; none of them: all."""
-        self._lock = FileLock(setup.run.lock)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process works on {setup.run.root}; wait for it or stop it"
-            ) from None
+        self._lock = only_process(setup.run.lock, setup.run.root)
         self._journal = Journal(setup.run.journal)
         self._uploader: Uploader | None = None
         if setup.run.url.is_file():

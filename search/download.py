@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from filelock import FileLock, Timeout
-
-from search.data.disk import need_space
+from search.data.disk import need_space, only_process
 from search.data.remote import (
     Changed,
     Place,
@@ -145,11 +143,7 @@ def fetch_run(url: str, progress: Progress | None = None) -> Path:
     place, run = Place(url), RunFolder(local_folder(url))
     _need_manifest(place)  # before anything is made here
     run.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another process works on {run.root}; wait for it or stop it") from None
+    lock = only_process(run.lock, run.root)
     try:
         _retried(place, lambda manifest: _bring(place, manifest, run, progress))
         write_text(run.url, place.url)

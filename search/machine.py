@@ -11,11 +11,16 @@ def machine_name(device: str) -> str:
         import torch
 
         return str(torch.cuda.get_device_name())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cpu_name()}, {cores} cores"
+
+
+def cpu_name() -> str:
+    """Of the CPU as its maker calls it."""
     facts = Path("/proc/cpuinfo")
     models = (
         line.partition(":")[2].strip()
         for line in (facts.read_text().splitlines() if facts.exists() else ())
         if line.startswith("model name")
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{next(models, platform.processor())}, {cores} cores"
+    return next(models, platform.processor())

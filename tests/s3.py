@@ -4,8 +4,11 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+from search.data.remote import Place
 
 CLOSED = {  # nothing of the user's own account is found or asked for
     "AWS_CONFIG_FILE": os.devnull,
@@ -77,3 +80,16 @@ def bucket(request: pytest.FixtureRequest) -> Bucket:
     """One of each kind: what is said of stores holds for both."""
     found: Bucket = request.getfixturevalue(request.param)
     return found
+
+
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are copied from a URL from now on."""
+    names: list[str] = []
+    get = Place.get
+
+    def spy(self: Place, name: str, *rest: Any, **options: Any) -> None:
+        names.append(name)
+        get(self, name, *rest, **options)
+
+    monkeypatch.setattr(Place, "get", spy)
+    return names

@@ -17,7 +17,7 @@ from spaces.errors import UserError
 from spaces.registry import load_task
 from tests import s3 as stores
 from tests.datafolder import make_folder
-from tests.s3 import CLOSED, KEYS, Bucket
+from tests.s3 import CLOSED, KEYS, Bucket, copies
 
 # Fixtures: pytest finds them here.
 bucket, memory = stores.bucket, stores.memory
@@ -29,15 +29,7 @@ FILES = {"train.csv": b"id,x\n", "train/a.png": b"\x89PNG", "train/deep/b.png": 
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are copied from now on."""
-    names: list[str] = []
-    get = Place.get
-
-    def spy(self: Place, name: str, *rest: Any, **options: Any) -> None:
-        names.append(name)
-        get(self, name, *rest, **options)
-
-    monkeypatch.setattr(Place, "get", spy)
-    return names
+    return copies(monkeypatch)
 
 
 def fill(bucket: Bucket) -> None:

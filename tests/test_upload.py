@@ -35,7 +35,7 @@ from spaces.errors import RunFailed, UserError
 from tests import onehand, test_director
 from tests import s3 as stores
 from tests.runs import SMALL, call, events_of, start
-from tests.s3 import Bucket
+from tests.s3 import Bucket, copies
 from tests.test_director import director_of, outcome, plan_of, work
 
 # Fixtures: pytest finds them here.
@@ -654,14 +654,7 @@ def test_the_leaderboard_of_a_url_is_that_of_the_folder(
     shown: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    got: list[str] = []
-    get = Place.get
-
-    def spy(self: Place, name: str, *rest: Any, **options: Any) -> None:
-        got.append(name)
-        get(self, name, *rest, **options)
-
-    monkeypatch.setattr(Place, "get", spy)
+    got = copies(monkeypatch)
     capsys.readouterr()
     for more in ([], ["--json"], ["--trial", "0"]):
         printed = []

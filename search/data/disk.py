@@ -44,5 +44,16 @@ def only_writer(folder: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
+def only_process(lock: Path, folder: Path) -> FileLock:
+    """The lock that a process holds while it works on `folder`. Raises UserError when another one
+    holds it."""
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process works on {folder}; wait for it or stop it") from None
+    return held
+
+
 def _gb(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
