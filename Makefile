@@ -2,6 +2,7 @@
 # make test    lint, format, types, and all tests that take seconds
 # make slow    the tests that train whole runs
 # make test-cluster   three hosts on this machine: ray up, searches that lose hosts, ray down (root)
+# make test-browser   opens the samples' reports in Chromium, which it installs where it can
 # make bench   what is fast, beside what others do (under 40 minutes; ARGS=--quick: under 5)
 # make bench-anytime   scores over time against a hand-written search and Ray Tune (90 minutes)
 # make bench-studies  simulations: honest scores, search policies (needs RUNGFOLD_DATA)
@@ -26,7 +27,8 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 RUN_STAMP := $(VENV)/rungfold-search.toml
 TEST_STAMP := $(VENV)/rungfold-search-test.toml
 
-.PHONY: run test slow test-cluster bench bench-anytime bench-studies ready-run ready-test
+.PHONY: run test slow test-browser test-cluster bench bench-anytime bench-studies ready-run \
+        ready-test
 .DELETE_ON_ERROR: # a half-made environment is made again
 
 run: ready-run
@@ -36,13 +38,23 @@ test: ready-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -m "not slow and not cluster" $(ARGS)
+	$(PY) -m pytest -m "not slow and not cluster and not browser" $(ARGS)
 
 slow: ready-test
 	$(PY) -m pytest -m slow $(ARGS)
 
 test-cluster: ready-test
 	$(PY) -m pytest -m cluster tests/cluster $(ARGS)
+
+# What cannot be installed (no network, no rights) makes the tests skip, with the reason.
+test-browser: ready-test
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	  command -v google-chrome >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
+	  echo "Chromium could not be installed"
+	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -e ".[search,test,browser]" || \
+	  echo "playwright could not be installed"
+	$(PY) -m pytest -m browser tests/browser $(ARGS)
 
 bench: ready-test
 	$(PY) benchmarks/keep.py $(BENCHES) $(ARGS)

@@ -1,6 +1,8 @@
 """A session of a run: journal, director, sampler, worker context and refresher put together."""
 
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -13,25 +15,27 @@ from search.data.disk import only_process
 from search.data.folds import read_folds
 from search.director import Clock, Director
 from search.exchange import mark
+from search.export.feed import Feed
 from search.finish import Refresher, publish
 from search.journal import Journal, seconds_used
+from search.live import view_of
 from search.memory_watch import MemoryWatch, keep_peak
 from search.metrics import FittedMetric, Score, fold_scores, trial_score
 from search.oof import assemble
 from search.plan import Plan, extended
 from search.policy.portfolio import portfolio
 from search.policy.priors import PriorRun, first_from, identity, observations_from
-from search.progress import TrialLines
 from search.results import results_frame
 from search.run_folder import write_text
 from search.sampler import Sampler
 from search.setup import Setup
 from search.study import run_study
-from search.terminal import say
+from search.terminal import alert, say
 from search.trial import Context
 from search.trials import FINISHED, RUNNING, Trial
 from search.upload import Uploader
 from search.warm_start import load as load_priors
+from search.watch import Watch
 from spaces.backbones import relative_cost
 from spaces.errors import RunFailed
 from spaces.recipe import Recipe
@@ -59,24 +63,29 @@ class Session:
         started: float,
         extend: int | None = None,
         ablate: Sequence[str] | None = None,
+        feeds: Sequence[Feed] = (),
     ) -> None:
         """`started`: time.monotonic() at the start of the process, from which --hours counts.
         `extend`: trials that are added to the run. `ablate`: parameters that are changed one by one
-        around the best recipe; none of them: all."""
+        around the best recipe; none of them: all. `feeds`: other tools that the run is shown to.
+        """
         self._lock = only_process(setup.run.lock, setup.run.root)
         self._journal = Journal(setup.run.journal)
         self._uploader: Uploader | None = None
         if setup.run.url.is_file():
             url = setup.run.url.read_text(encoding="utf-8")
-            self._uploader = Uploader(setup.run, url, self._journal, say)
+            self._uploader = Uploader(setup.run, url, self._journal, alert)
             say(f"the run lies in {setup.run.root} and is copied to {url} as it goes on")
         used = seconds_used(self._journal.events)
-        self._journal.append("session", task_digest=setup.task_digest)
+        # `after`: seconds since the process began, from which --hours counts.
+        after = round(time.monotonic() - started, 3)
+        self._journal.append("session", task_digest=setup.task_digest, after=after)
         if ablate is not None:  # first, since it may be refused
             count = ask_for(self._journal, setup.task.space(setup.means), ablate)
             say(f"plan: {count} trials that change the best recipe one by one")
         if extend is not None:
             self._journal.append("extend", trials=extend)
+        planned = setup.plan
         sampler = _sampler(setup)  # as the run's own plan has it: an extended run asks as before
         setup = replace(setup, plan=extended(setup.plan, self._journal.events))
         if extend is not None:
@@ -92,12 +101,19 @@ class Session:
         self.director = Director(
             setup.run, setup.plan, self._journal, sampler,
             fold_order=list(setup.fold_order), clock=Clock(deadline=deadline),
-            finalise=self._finalise, tell=say,
+            finalise=self._finalise, tell=alert,
         )  # fmt: skip
         self._sweep()
         self._refresher = Refresher(setup.run, self.frame, setup.keep_gb)
         self._journal.listen(self._refresher.hear, replay=False)
-        self._journal.listen(TrialLines(self.director).hear, replay=False)
+        watch = Watch(planned, setup.fold_order, self.director.trials)
+        self._journal.listen(watch.hear)
+        self._view = view_of(watch, setup.run)
+        self._journal.listen(self._view.hear, replay=False)
+        self._feeds = ExitStack()
+        for feed in feeds:
+            self._feeds.enter_context(feed)
+            self._journal.listen(feed.hear)
         if self._uploader:
             self._uploader.start()
 
@@ -109,6 +125,7 @@ class Session:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self._refresher.close()
+        self._feeds.close()
         fault = None
         if self._uploader:
             fault = self._uploader.close(flush=kind is not KeyboardInterrupt)
@@ -117,7 +134,7 @@ class Session:
         if fault and kind is None:
             raise RunFailed(fault)
         if fault:
-            say(fault)
+            alert(fault)
 
     def run_trials(self) -> bool:
         """Run what is left to run; whether Ctrl-C cut it short."""
@@ -143,9 +160,9 @@ class Session:
         )
         if self.director.anything_left():
             images = setup.store / "images.npy"
-            with MemoryWatch(images, everywhere=setup.address is None) as watch:
+            with MemoryWatch(images, everywhere=setup.address is None) as memory, self._view:
                 run_study(self.director, setup.plan, context, setup.resources, setup.address)
-            keep_peak(setup.run, watch.peak)
+            keep_peak(setup.run, memory.peak)
         if not self.director.interrupted:
             self.director.close()
         self._sweep()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from search.metrics import FittedMetric, Metric, best_thresholds, get_metric, rate
 from search.metrics.decisions import Counts, count
 from search.run_folder import RunFolder, read_json
+from search.selection import flat
 from spaces.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def show_trial(run: RunFolder, frame: "pd.DataFrame", trial: int, console: "Cons
     grid.add_column(overflow="fold")
     folds = sorted((n for n in row if str(n).startswith("fold_")), key=lambda n: int(str(n)[5:]))
     grid.add_row("trial", Text(f"{trial}, {row['state']}: {row['reason']}"))
+    if note := row.get("note"):
+        grid.add_row("note", Text(str(note)))
     if row["folds_done"]:
         spread = f" (sd {row['sd']:.4f} over folds)" if row["sd"] == row["sd"] else ""
         grid.add_row("score", f"{row['score']:.4f}{spread}")
@@ -79,7 +82,7 @@ def show_trial(run: RunFolder, frame: "pd.DataFrame", trial: int, console: "Cons
     for name in (n for n in row if str(n).startswith("part_") and row[n] == row[n]):
         grid.add_row(str(name)[5:].replace("_", " "), f"{row[name]:.4f}")
     recipe = json.loads(row["recipe"])
-    for name, value in _flat(recipe).items():
+    for name, value in flat(recipe).items():
         grid.add_row(Text(name), Text(str(value)))
     console.print(grid)
     if not (run.oof(trial) / "meta.json").is_file():
@@ -134,14 +137,3 @@ def _show_decisions(run: RunFolder, facts: dict[str, Any], trial: int, console: 
         ):
             grid.add_row(Text(f"{number} {name}"), *map(str, counts_T))
         console.print(grid)
-
-
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's fields in one level, nested ones as "augment.flip"."""
-    flat: dict[str, Any] = {}
-    for name, value in recipe.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
-        else:
-            flat[name] = value
-    return flat

@@ -1,7 +1,8 @@
 """What a run is worth at any moment: leaderboard, ensemble, bundle and submission.
 
-Refreshed in the background as members finish, and once more at the end. Right after that, while
-no ensemble is being built, the checkpoints that take more room than they may are deleted.
+Refreshed in the background as members finish, and once more at the end; then comes report.html.
+Right after that, while no ensemble is being built, the checkpoints that take more room than they
+may are deleted.
 """
 
 import logging
@@ -14,7 +15,7 @@ from search.journal import Event
 from search.leaderboard import write_leaderboard
 from search.policy.retention import to_delete
 from search.run_folder import RunFolder
-from search.terminal import say
+from search.terminal import alert, say
 from search.trials import FINISHED
 
 if TYPE_CHECKING:
@@ -66,6 +67,20 @@ def _retain(run: RunFolder, frame: "pd.DataFrame", built: "BuildResult", keep_gb
         say(
             f"checkpoints deleted of {len(doomed)} of {len(ranking)} finished trials, from rank "
             f"{ranking.index(doomed[-1]) + 1} down: --keep-gb {keep_gb:g}, {left:.2f} GB are left"
+        )
+
+
+def report(run: RunFolder) -> None:
+    """Write report.html and say where; pictures that fail never cost a run its end."""
+    from search.report.page import write_report
+
+    try:
+        print(f"report: {write_report(run)}", flush=True)
+    except Exception as error:
+        log.debug("the report failed", exc_info=True)
+        alert(
+            f"the report could not be written ({type(error).__name__}: {error}); mend what is "
+            f"wrong, then: python -m search.report {run.root}"
         )
 
 

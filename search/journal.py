@@ -46,26 +46,44 @@ def read_events(path: Path) -> tuple[list[Event], int]:
     good = 0
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
         try:
-            record = _parsed(line.decode())  # bytes as they are would be searched for UTF-16
-            written_in = record.pop("format")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            event = parse(path, number, line)
+        except Torn as error:
             # A crash of the machine may leave a last line of zeros: that is torn as well.
             if number == len(lines) - 1:
                 break
             raise _damaged(path, number, error) from None
-        # Told apart from damage: what another version wrote may have any fields.
-        check_format(path, written_in, FORMAT)
-        try:
-            events.append(Event(**record))
-            whole = events[-1].trial, events[-1].attempt  # they name folders
-            if not all(isinstance(value, int) for value in whole):
-                raise TypeError(f"trial and attempt are {whole}, which are no whole numbers")
-        except TypeError as error:
-            raise _damaged(path, number, error) from None
-        if events[-1].seq != len(events) - 1:
-            raise UserError(f"{path} line {number}: sequence {events[-1].seq} is out of order")
+        if event.seq != len(events):
+            raise UserError(f"{path} line {number}: sequence {event.seq} is out of order")
+        events.append(event)
         good += len(line) + 1
     return events, good
+
+
+class Torn(ValueError):
+    """What was written of a line when its writer died."""
+
+
+def parse(path: Path, number: int, line: bytes) -> Event:
+    """The event of one line, without its end.
+
+    Raises Torn for what is no whole line, UserError for one that is damaged or of another format
+    version.
+    """
+    try:
+        record = _parsed(line.decode())  # bytes as they are would be searched for UTF-16
+        written_in = record.pop("format")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Torn(str(error)) from None
+    # Told apart from damage: what another version wrote may have any fields.
+    check_format(path, written_in, FORMAT)
+    try:
+        event = Event(**record)
+        whole = event.trial, event.attempt  # they name folders
+        if not all(isinstance(value, int) for value in whole):
+            raise TypeError(f"trial and attempt are {whole}, which are no whole numbers")
+    except TypeError as error:
+        raise _damaged(path, number, error) from None
+    return event
 
 
 def _parsed(line: str) -> Any:

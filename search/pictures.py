@@ -15,7 +15,7 @@ def draw(report: "DataReport", folder: Path) -> list[str]:
     """Write the pictures that there is something to see in; their names."""
     from search.data import pictures
     from search.data.borders import clean
-    from search.data.decode import decode_image
+    from search.data.decode import decode_image, salvage
 
     table, images, thumbs = report.table, report.images, report.thumbs_IHW3
     views, count = table.views, len(table.ids)
@@ -41,6 +41,10 @@ def draw(report: "DataReport", folder: Path) -> list[str]:
         if before:
             together = [(_coloured(a), _coloured(b)) for a, b in zip(before, after, strict=True)]
             pictures.before_after(together, path(f"{name}.png"), names=shown)
+    broken = {file: salvage(table.root / file) for file in list(images.unreadable)[:SHOWN]}
+    left = {file: image for file, image in broken.items() if image is not None}
+    if left:
+        pictures.grid(list(left.values()), list(left), path("unreadable.png"))
     if report.auto is not None and report.auto.labels is not None:
         train = thumbs[: len(table.files) : views]
         pictures.clusters(train, report.auto.labels, path("groups.png"))

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 STARTED = time.monotonic()  # --hours counts from here
 WITH_RESUME = ("--extend", "--force", "--ablate")
-ALLOWED = ("--resume", "--refit", *WITH_RESUME)  # beside --resume; all else is the run's own
+SHOWING = ("--quiet", "--tensorboard", "--mlflow")
+ALLOWED = ("--resume", "--refit", *SHOWING, *WITH_RESUME)  # with --resume; all else is the run's
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
     add("--refit", action="store_true",
         help="train the ensemble's recipes once more, on all rows (no OOF)")  # fmt: skip
     add("--dry-run", action="store_true", help="check the data, print the plan, start nothing")
+    add("--quiet", action="store_true", help="print nothing but the result, and warnings")
+    add("--tensorboard", action="store_true", help="write event files to OUT/tensorboard")
+    add("--mlflow", metavar="URI", help="log trials to a server or sqlite:///FILE")
     add_task_options(p)
     return p
 
@@ -73,14 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     check_resume(args, given(argv))
 
+    from search.export.feed import need
     from search.prepare import prepare
+    from search.quiet import quiet
     from search.setup import reopen
-    from search.terminal import say
 
-    setup = reopen(args.resume, args.force) if args.resume else prepare(args, say)
-    if setup is None:
-        return DONE
-    return search(setup, args.extend, args.ablate, args.refit)
+    need(mlflow=args.mlflow is not None, tensorboard=args.tensorboard)
+    with quiet(args.quiet and not args.dry_run) as say:
+        setup = reopen(args.resume, args.force) if args.resume else prepare(args, say)
+    return DONE if setup is None else search(setup, args)
 
 
 def given(argv: Sequence[str] | None) -> list[str]:
@@ -111,25 +116,30 @@ def check_resume(args: argparse.Namespace, given: Sequence[str]) -> None:
         raise UserError(faults)
 
 
-def search(
-    setup: "Setup",
-    extend: int | None = None,
-    ablate: Sequence[str] | None = None,
-    refit: bool = False,
-) -> int:
-    """Run trials until the plan, `extend` trials longer or with those of an ablation, is fulfilled;
-    tell what came of it."""
+def search(setup: "Setup", args: argparse.Namespace) -> int:
+    """Run trials until the plan, which --extend and --ablate make longer, is fulfilled; tell what
+    came of it."""
     from search.compose import Session
+    from search.export.feed import feeds
+    from search.finish import report
+    from search.quiet import quiet
     from search.summary import tell
+    from search.terminal import alert
 
-    with Session(setup, STARTED, extend, ablate) as session:
-        interrupted = session.run_trials()
-        built = session.publish()
+    with quiet(args.quiet):
+        shown = feeds(setup.run, args.mlflow, args.tensorboard, alert)
+        session = Session(setup, STARTED, args.extend, args.ablate, shown)
+    with session:
+        with quiet(args.quiet):
+            interrupted = session.run_trials()
+            built = session.publish()
         tell(setup, session.frame(), built, session.ablations())
-        if refit and built is not None and not interrupted:
-            from search.refit import refit as refit_all
+        report(setup.run)  # after the result, which nobody should wait for
+        if args.refit and built is not None and not interrupted:
+            from search.refit import refit
 
-            refit_all(setup, built, session.director.trials.all)
+            with quiet(args.quiet):
+                refit(setup, built, session.director.trials.all)
     if interrupted:
         print(f"\ninterrupted; go on with: python -m search.run --resume {setup.run.root}")
     return INTERRUPTED if interrupted else DONE

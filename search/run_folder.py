@@ -93,6 +93,9 @@ class RunFolder:
         self.ensemble = root / "ensemble"
         self.refit = root / "refit"  # the ensemble trained on all rows: models, bundle, submission
         self.ablation = root / "ablation.csv"  # what one change at a time did
+        self.report = root / "report.html"  # pictures of the run, in one file
+        self.notes = root / "notes.json"  # what people say of trials
+        self.tensorboard = root / "tensorboard"  # event files, with --tensorboard
         self.pictures = root / "pictures"  # of what the data report tells
         self.task = root / "task.py"  # the user's own task file, for workers on other hosts
         self.mark = root / ".mark"  # by which they know whether they see this folder

@@ -15,7 +15,7 @@ from search.cluster import connect, room, start, start_keeper
 from search.director import Director
 from search.plan import Plan, Resources
 from search.policy.failures import disk_full
-from search.terminal import say
+from search.terminal import alert
 from search.trial import Context
 from spaces.errors import RunFailed
 
@@ -113,8 +113,8 @@ def _ctrl_c(director: Director) -> Iterator[None]:
         if director.interrupted:
             raise KeyboardInterrupt
         director.interrupted = True
-        say(
-            "\nCtrl-C: no new trials; finishing what is cheap, then leaderboard and ensemble. "
+        alert(
+            "Ctrl-C: no new trials; finishing what is cheap, then leaderboard and ensemble. "
             "Once more stops at once (the run can be resumed)."
         )
 

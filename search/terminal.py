@@ -1,17 +1,25 @@
 """The terminal: lines of at most 80 columns, and a progress bar where somebody watches."""
 
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 Advance = Callable[[int, int], None]  # (done, total)
 
 
-def say(text: str) -> None:
-    """Print a sentence, wrapped at 80 columns."""
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a sentence, wrapped at 80 columns; to stdout when no file is given."""
     lines = text.splitlines() or [""]
     for line in lines:
-        print(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False), flush=True)
+        wrapped = textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False)
+        print(wrapped, file=file, flush=True)
+
+
+def alert(text: str) -> None:
+    """Say what must be seen: on stderr, also under --quiet."""
+    say(text, sys.stderr)
 
 
 @contextmanager

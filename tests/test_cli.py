@@ -22,12 +22,17 @@ FLAGS = {
         "TASK --data --out --trials --hours --epochs --folds --groups --image-size --backbone "
         "--gpus-per-trial --cpus-per-trial --address --weights --cache --seed --resume --dry-run "
         "--compile --skip-bad --extend --force --keep-gb --warm-start --group-duplicates "
-        f"--crop-borders --mask-captions --init-from --ablate --refit {OWN_TASK}"
+        "--crop-borders --mask-captions --init-from --ablate --refit --quiet --tensorboard "
+        f"--mlflow {OWN_TASK}"
     ),
     "search.check": (
         f"TASK --data --groups --skip-bad --cache --group-duplicates --folds --pictures {OWN_TASK}"
     ),
-    "search.leaderboard": "RUN --top --trial --json",
+    "search.leaderboard": (
+        "RUN --top --sort --filter --columns --json --csv --trial --compare --note --follow"
+    ),
+    "search.export": "RUN --tensorboard --mlflow --optuna",
+    "search.report": "RUN",
     "ensemble.build": (
         "RUN --method --max-members --max-per-family --max-mb --max-ms --sorted-start --bag --add "
         "--out --oof --target --folds --metric --task-type --id-column --test"
@@ -143,12 +148,15 @@ def test_an_unknown_backbone_lists_the_near_names(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "something was half written"
 
 
-@pytest.mark.parametrize("module", ["search.leaderboard", "ensemble.build"])
+@pytest.mark.parametrize(
+    "module", ["search.leaderboard", "search.report", "search.export", "ensemble.build"]
+)
 def test_a_folder_that_is_no_run_is_refused(module: str, tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
-    refused(run(module, folder, cwd=tmp_path), str(folder), "is not a run")
-    refused(run(module, "absent", cwd=tmp_path), "absent", "is not a folder")
+    wanted = ["--optuna", tmp_path / "study.db"] if module == "search.export" else []
+    refused(run(module, folder, *wanted, cwd=tmp_path), str(folder), "is not a run")
+    refused(run(module, "absent", *wanted, cwd=tmp_path), "absent", "is not a folder")
     assert not list(folder.iterdir())
 
 
@@ -190,6 +198,6 @@ def test_a_number_of_views_that_is_not_offered_is_refused(tmp_path: Path) -> Non
 def test_a_run_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": 999}))
     words = ("written by a newer version (format 999; this version reads 2); update rungfold",)
-    for module in ("search.leaderboard", "ensemble.build"):
+    for module in ("search.leaderboard", "search.report", "ensemble.build"):
         refused(run(module, tmp_path, cwd=tmp_path), *words)
     refused(run("search.run", "--resume", tmp_path, cwd=tmp_path), *words)

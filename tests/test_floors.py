@@ -26,10 +26,13 @@ FLOORS = (
     ("ensemble",),
     (
         "search.leaderboard", "search.baselines", "search.check", "search.plan", "search.policy",
+        "search.report",
         "search.trials", "search.director", "search.sampler", "search.results", "search.progress",
         "search.finish", "search.terminal", "search.warm_start", "search.ablation",
         "search.detail", "search.options", "search.pictures", "search.footprint",
-        "search.memory_watch",
+        "search.memory_watch", "search.table", "search.selection", "search.compare", "search.notes",
+        "search.watch", "search.follow", "search.screen", "search.live", "search.quiet",
+        "search.export", "search.api",
     ),
     (
         "search.cluster", "search.trial", "search.searcher", "search.scheduler", "search.study",
@@ -46,7 +49,9 @@ RAY = (
 )  # fmt: skip
 KNOWN_BY = {
     "ray": RAY,
-    "optuna": ("search.sampler",),
+    "optuna": ("search.sampler", "search.export.optuna"),
+    "tensorboardX": ("search.export.tensorboard",),
+    "mlflow": ("search.export.mlflow",),
     "timm": ("search.model", "search.train"),
 }
 # What the ensemble, which works without a search, may use of it.
@@ -56,10 +61,16 @@ OF_SEARCH = (
 )  # fmt: skip
 
 HEAVY = ("torch", "timm", "ray", "optuna", "pandas", "sklearn")
-CLIS = ("search.run", "search.check", "search.leaderboard", "ensemble.build", "ensemble.predict")
+CLIS = (
+    "search.run", "search.check", "search.leaderboard", "search.report", "search.export",
+    "ensemble.build", "ensemble.predict",
+)  # fmt: skip
 
 # Import name -> name in pyproject.toml, where they differ.
-PROJECT_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+PROJECT_OF = {
+    "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "tensorboardX": "tensorboardx",
+    "mlflow": "mlflow-skinny",
+}  # fmt: skip
 UNSAFE = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
@@ -273,7 +284,8 @@ def third_party(names: list[str]) -> dict[str, str]:
 
 def test_dependencies_are_what_the_sources_import() -> None:
     base = declared(PROJECT["project"]["dependencies"])
-    extra = declared(PROJECT["project"]["optional-dependencies"]["search"])
+    optional = PROJECT["project"]["optional-dependencies"]
+    extra = declared([*optional["search"], *optional["mlflow"]])
     lower = [name for name in MODULES if not within(name, ("search",)) or within(name, FLOORS[1])]
     for project, name in third_party(lower).items():
         assert project in base, f"{name} imports {project}, which the base does not install"

@@ -11,9 +11,11 @@ from rich.console import Console
 
 from search import leaderboard
 from search.journal import Event
-from search.leaderboard import COLUMNS, as_json, fit, rank, read_trials, show, write_leaderboard
+from search.leaderboard import COLUMNS, rank, read_trials, show, write_leaderboard
 from search.results import results_frame
 from search.run_folder import RunFolder, write_json
+from search.selection import as_json
+from search.table import fit
 from search.trials import FAILED, FINISHED, PRUNED, RUNNING, TOO_BIG, Trials
 from spaces.errors import UserError
 
@@ -155,7 +157,7 @@ def test_an_empty_leaderboard_says_so(tmp_path) -> None:
     assert "no trial has reported yet" in printed(pd.DataFrame([]), 80)
     write_leaderboard(RunFolder(tmp_path), pd.DataFrame([]))
     assert list(read_trials(RunFolder(tmp_path)).columns) == list(COLUMNS)
-    assert json.loads(as_json(pd.DataFrame([]), 5))["rows"] == []
+    assert json.loads(as_json(rank(pd.DataFrame([]))))["rows"] == []
 
 
 def test_the_rows_of_a_run_have_the_columns_of_the_leaderboard(tmp_path) -> None:
@@ -222,7 +224,7 @@ def test_json_holds_null_for_the_unknown_and_recipes_as_objects(frame: pd.DataFr
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
 
-    data = json.loads(as_json(frame, 5), parse_constant=refuse)
+    data = json.loads(as_json(rank(frame).head(5)), parse_constant=refuse)
     assert [r["name"] for r in data["rows"]][:2] == ["0002", "colour_ridge"]
     assert len(data["rows"]) == 5
     assert data["rows"][0]["recipe"]["augment"] == {"flip": True}

@@ -10,6 +10,7 @@ from ensemble.inference import Inference
 from search.data.cache import open_store
 from search.data.check import check_images, inspect
 from search.data.cleaning import NOTHING, cleaner
+from search.data.decode import UnreadableImage, decode
 from search.data.table import read_table
 from search.pictures import draw
 from spaces.errors import UserError
@@ -232,6 +233,18 @@ class TestPictures:
         assert drawn == [f"{kind[name]}.png"]
         with Image.open(tmp_path / "pictures" / drawn[0]) as picture:
             assert min(picture.size) > 64
+
+    def test_what_is_left_of_a_broken_image_is_shown(self, tmp_path):
+        root = make_folder(tmp_path / "data")
+        truncate(root / "train/0001.png")
+        (root / "train/0002.png").write_bytes(b"no image at all")
+        report = inspect(TASK, root, skip_bad=True)
+        assert len(report.quarantined) == 2
+        assert "unreadable.png" in draw(report, tmp_path / "pictures")
+        with Image.open(tmp_path / "pictures/unreadable.png") as picture:
+            assert 90 < picture.width < 150, "one image: of the other there is nothing to see"
+        with pytest.raises(UnreadableImage):
+            decode(root / "train/0001.png", None)
 
     def test_a_sound_folder_has_none(self, tmp_path):
         report = inspect(TASK, make_folder(tmp_path / "data"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from spaces.errors import UserError
 
@@ -105,6 +105,21 @@ def decode(path: Path, size: int | None) -> np.ndarray:
     Raises UnreadableImage.
     """
     return np.asarray(_squeeze(_load(path, "RGB"), size))
+
+
+def salvage(path: Path) -> np.ndarray | None:
+    """What a file that is no whole image still shows, as `decode` gives it, for people to look at;
+    what is missing is grey or black. None where nothing can be seen.
+
+    Not beside decoding threads: Pillow is patient for the whole process or not at all.
+    """
+    patient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        return decode(path, None)
+    except UnreadableImage:
+        return None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = patient
 
 
 def decode_image(
