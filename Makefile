@@ -3,6 +3,7 @@
 # make slow    the tests that train whole runs
 # make test-cluster   three hosts on this machine: ray up, searches that lose hosts, ray down (root)
 # make test-browser   opens the samples' reports in Chromium, which it installs where it can
+# make reports  the samples' reports that the README shows, anew (10 minutes)
 # make bench   what is fast, beside what others do (under 40 minutes; ARGS=--quick: under 5)
 # make bench-anytime   scores over time against a hand-written search and Ray Tune (90 minutes)
 # make bench-studies  simulations: honest scores, search policies (needs RUNGFOLD_DATA)
@@ -27,8 +28,8 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 RUN_STAMP := $(VENV)/rungfold-search.toml
 TEST_STAMP := $(VENV)/rungfold-search-test.toml
 
-.PHONY: run test slow test-browser test-cluster bench bench-anytime bench-studies ready-run \
-        ready-test
+.PHONY: run test slow test-browser test-cluster reports bench bench-anytime bench-studies \
+        ready-run ready-test ready-browser
 .DELETE_ON_ERROR: # a half-made environment is made again
 
 run: ready-run
@@ -46,15 +47,11 @@ slow: ready-test
 test-cluster: ready-test
 	$(PY) -m pytest -m cluster tests/cluster $(ARGS)
 
-# What cannot be installed (no network, no rights) makes the tests skip, with the reason.
-test-browser: ready-test
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
-	  command -v google-chrome >/dev/null || \
-	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
-	  echo "Chromium could not be installed"
-	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -e ".[search,test,browser]" || \
-	  echo "playwright could not be installed"
+test-browser: ready-browser
 	$(PY) -m pytest -m browser tests/browser $(ARGS)
+
+reports: ready-browser
+	$(PY) docs/reports/make.py
 
 bench: ready-test
 	$(PY) benchmarks/keep.py $(BENCHES) $(ARGS)
@@ -75,3 +72,12 @@ ready-run: $(PY)
 ready-test: $(PY)
 	@cmp -s pyproject.toml $(TEST_STAMP) || \
 	  { $(PY) -m pip install -e ".[search,test]" && cp pyproject.toml $(TEST_STAMP); }
+
+# What cannot be installed (no network, no rights) makes the browser's tests skip, with the reason.
+ready-browser: ready-test
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	  command -v google-chrome >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
+	  echo "Chromium could not be installed"
+	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -e ".[search,test,browser]" || \
+	  echo "playwright could not be installed"

@@ -117,7 +117,7 @@ def load_members(*runs: RunFolder) -> Pool:
     _refuse_strangers(runs, facts, folds)
     first, fold_N = facts[0], np.asarray(folds[0].fold, dtype=np.int64)
     shape = (len(first.target_names), len(fold_N))
-    true_TN, *others = [_targets(run.targets, shape) for run in runs]
+    true_TN, *others = [read_targets(run.targets, shape) for run in runs]
     for run, other_TN in zip(runs[1:], others, strict=True):
         if not np.array_equal(true_TN, other_TN):
             raise UserError(
@@ -266,7 +266,8 @@ def _refuse_strangers(
         raise UserError(faults)
 
 
-def _targets(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
+def read_targets(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A run's target values, on the disk. Raises UserError when they are damaged or not (T, N)."""
     try:
         true_TN = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -31,13 +31,9 @@ class Run:
         `note`."""
         from search.leaderboard import rank
         from search.notes import read_notes
-        from search.results import results_frame
+        from search.results import frame_of
 
-        baselines, order = self.facts["baselines"], self.facts["fold_order"]
-        ranked, notes = (
-            rank(results_frame(self._trials(), baselines, order)),
-            read_notes(self.folder),
-        )
+        ranked, notes = rank(frame_of(self.folder)), read_notes(self.folder)
         return ranked.assign(note=[notes.get(trial, "") for trial in ranked["trial"]])
 
     def oof(self, trial: int) -> "pd.DataFrame":
@@ -62,7 +58,7 @@ class Run:
                    "peak_memory"]  # fmt: skip
         points = [
             {"trial": trial.number, **point}
-            for trial in self._trials().all.values()
+            for trial in Trials.of(read_events(self.folder.journal)[0]).all.values()
             for point in trial.curve.values()
         ]
         return pd.DataFrame(points, columns=columns).sort_values(columns[:3], ignore_index=True)
@@ -80,9 +76,3 @@ class Run:
         from search.notes import write_note
 
         write_note(self.folder, trial, text)
-
-    def _trials(self) -> Trials:
-        trials = Trials()
-        for event in read_events(self.folder.journal)[0]:
-            trials.apply(event)
-        return trials

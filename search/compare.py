@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from search.policy.ablation import Effect, effect
 from search.selection import flat
 from search.table import bytes_text, count_text, known, plain_text, seconds_text
+from search.trials import FINISHED
 from spaces.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Row = Mapping[Hashable, Any]
+THRESHOLDS = (
+    "one has not finished,\nand only a finished trial's folds have thresholds, from its others"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +30,12 @@ class Comparison:
     recipe: tuple[tuple[str, Any, Any], ...]  # field, value in a, value in b: where they differ
     folds: tuple[tuple[int, float, float], ...]  # fold, score of a, score of b: where both have one
     gain: Effect | None  # b minus a over these folds; None: there is none
+    why: str = ""  # the folds that both have cannot be compared
 
 
-def compare(frame: "pd.DataFrame", a: int, b: int) -> Comparison:
-    """Compare two trials of a leaderboard.
+def compare(frame: "pd.DataFrame", a: int, b: int, lone: bool = False) -> Comparison:
+    """Compare two trials of a leaderboard. `lone`: its scores are by thresholds, which come from a
+    finished trial's other folds; folds of one that is not finished have had .5.
 
     Raises UserError when it does not have both, or they are the same.
     """
@@ -49,10 +55,15 @@ def compare(frame: "pd.DataFrame", a: int, b: int) -> Comparison:
     first, second = rows[a], rows[b]
     of_a, of_b = (flat(json.loads(row["recipe"])) for row in (first, second))
     names = [str(name) for name in frame.columns if str(name).startswith("fold_")]
-    folds = tuple(
-        (int(name.removeprefix("fold_")), float(first[name]), float(second[name]))
-        for name in sorted(names, key=lambda name: int(name.removeprefix("fold_")))
-        if known(first[name]) and known(second[name])
+    differ = lone and (first["state"] == FINISHED) != (second["state"] == FINISHED)
+    folds = (
+        ()
+        if differ
+        else tuple(
+            (int(name.removeprefix("fold_")), float(first[name]), float(second[name]))
+            for name in sorted(names, key=lambda name: int(name.removeprefix("fold_")))
+            if known(first[name]) and known(second[name])
+        )
     )
     return Comparison(
         a=first,
@@ -64,6 +75,7 @@ def compare(frame: "pd.DataFrame", a: int, b: int) -> Comparison:
         ),
         folds=folds,
         gain=effect([f[2] for f in folds], [f[1] for f in folds]) if folds else None,
+        why=THRESHOLDS if differ else "",
     )
 
 
@@ -103,6 +115,8 @@ def show_comparison(found: Comparison, console: "Console") -> None:
 def _verdict(found: Comparison) -> str:
     """The paired difference in words, and how sure it is."""
     a, b, gain, folds = found.a["trial"], found.b["trial"], found.gain, len(found.folds)
+    if found.why:
+        return f"\ntrials {a} and {b} cannot be compared: {found.why}"
     if gain is None:
         return f"\ntrials {a} and {b} have no fold in common: their scores cannot be compared"
     here = f"\ntrial {b} minus trial {a}, paired over {folds} fold{'s' if folds > 1 else ''}"

@@ -1,8 +1,8 @@
 """A session of a run: journal, director, sampler, worker context and refresher put together."""
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +15,10 @@ from search.data.disk import only_process
 from search.data.folds import read_folds
 from search.director import Clock, Director
 from search.exchange import mark
-from search.export.feed import Feed
+from search.export.feed import Feed, close_all
 from search.finish import Refresher, publish
 from search.journal import Journal, seconds_used
-from search.live import view_of
+from search.live import Guarded, view_of
 from search.memory_watch import MemoryWatch, keep_peak
 from search.metrics import FittedMetric, Score, fold_scores, trial_score
 from search.oof import assemble
@@ -108,11 +108,10 @@ class Session:
         self._journal.listen(self._refresher.hear, replay=False)
         watch = Watch(planned, setup.fold_order, self.director.trials)
         self._journal.listen(watch.hear)
-        self._view = view_of(watch, setup.run)
+        self._view = Guarded(view_of(watch, setup.run, self._journal.now))
         self._journal.listen(self._view.hear, replay=False)
-        self._feeds = ExitStack()
+        self._feeds = feeds
         for feed in feeds:
-            self._feeds.enter_context(feed)
             self._journal.listen(feed.hear)
         if self._uploader:
             self._uploader.start()
@@ -125,7 +124,7 @@ class Session:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self._refresher.close()
-        self._feeds.close()
+        close_all(self._feeds, at_once=kind is KeyboardInterrupt)
         fault = None
         if self._uploader:
             fault = self._uploader.close(flush=kind is not KeyboardInterrupt)
@@ -160,13 +159,26 @@ class Session:
         )
         if self.director.anything_left():
             images = setup.store / "images.npy"
-            with MemoryWatch(images, everywhere=setup.address is None) as memory, self._view:
-                run_study(self.director, setup.plan, context, setup.resources, setup.address)
+            with MemoryWatch(images, everywhere=setup.address is None) as memory:
+                run_study(
+                    self.director, setup.plan, context, setup.resources, setup.address,
+                    shown=self._shown(),
+                )  # fmt: skip
             keep_peak(setup.run, memory.peak)
+        for feed in self._feeds:  # where no trial was left to run
+            feed.start()
         if not self.director.interrupted:
             self.director.close()
         self._sweep()
         return self.director.interrupted
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Within it the run is shown, here and to other tools."""
+        for feed in self._feeds:
+            feed.start()
+        with self._view:
+            yield
 
     def _sweep(self) -> None:
         """Delete what a dead driver or a late worker left of trials that have ended."""

@@ -1,6 +1,7 @@
 """A run's journal read while another process, here or on another host, writes it."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,10 @@ class Tail:
         Raises UserError for a damaged line before the last, or another format version.
         """
         if not self._offset:
-            events, self._offset = read_events(self._path)
+            try:
+                events, self._offset = read_events(self._path)
+            except OSError as error:
+                raise UserError(f"{self._path} cannot be read: {error.strerror}") from None
             self._seq = len(events)
             return events
         try:
@@ -35,6 +39,8 @@ class Tail:
                 lines = file.read().split(b"\n")[:-1]
         except FileNotFoundError:
             return None
+        except OSError:  # a shared folder that is away for a moment
+            return []
         events = []
         for place, line in enumerate(lines, start=1):
             try:
@@ -58,7 +64,14 @@ class Follower:
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
+        self._ahead: float | None = None  # seconds by which this host's clock is ahead, at most
         self._begin()
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock of the host that searches, as far as can be told: what is
+        new is heard soon after it was written, however far apart the clocks are."""
+        ahead = self._ahead if self._ahead is not None else 0.0
+        return max(time.time() - ahead, self.watch.last)
 
     def update(self, listener: Callable[[Event], None] = lambda event: None) -> None:
         """Read what is new; the listener hears each event after the watch, which is another one
@@ -66,7 +79,11 @@ class Follower:
 
         Raises UserError for a journal that is damaged or of another format version.
         """
+        first = not self.watch.last
         events = self._tail.new()
+        if events and not first:
+            ahead = time.time() - events[-1].time
+            self._ahead = ahead if self._ahead is None else min(self._ahead, ahead)
         if events is None:  # such as a line that was taken back, since the disk was full
             self._begin()
             events, listener = self._tail.new() or [], lambda event: None

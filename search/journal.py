@@ -131,6 +131,10 @@ class Journal:
             listener(event)
         self._listeners.append(listener)
 
+    def now(self) -> float:
+        """Seconds since 1970, by the clock of the events' times."""
+        return self._epoch + time.monotonic()
+
     def append(self, kind: str, trial: int = -1, attempt: int = -1, **data: Any) -> Event:
         """Write an event to the disk, then tell the listeners.
 
@@ -138,7 +142,7 @@ class Journal:
         file, nobody has heard of it, and it may be tried again.
         """
         event = Event(
-            seq=len(self.events), time=self._epoch + time.monotonic(), kind=kind, trial=trial,
+            seq=len(self.events), time=self.now(), kind=kind, trial=trial,
             attempt=attempt, data=data,
         )  # fmt: skip
         line = json.dumps({"format": FORMAT, **event.__dict__}, separators=(",", ":"))

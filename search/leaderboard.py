@@ -178,7 +178,7 @@ def _show(run: RunFolder, asked: argparse.Namespace, selection: "Selection") -> 
 
         follow(run, console)
         return DONE
-    frame = with_notes(run, read_trials(run))
+    frame = with_notes(run, _rows(run, asked.compare or [asked.trial]))
     if asked.trial is not None:
         from search.detail import show_trial
 
@@ -186,10 +186,34 @@ def _show(run: RunFolder, asked: argparse.Namespace, selection: "Selection") -> 
     elif asked.compare is not None:
         from search.compare import compare, show_comparison
 
-        show_comparison(compare(frame, *asked.compare), console)
+        a, b = asked.compare
+        show_comparison(compare(frame, a, b, _lone(run)), console)
     else:
         _show_selected(run, frame, selection, console)
     return DONE
+
+
+def _rows(run: RunFolder, trials: Sequence[int | None]) -> "pd.DataFrame":
+    """The rows as they were written last; where these trials, or all, came later, the journal's,
+    which takes longer to read."""
+    from search.journal import read_events
+    from search.results import frame_of
+
+    if not run.trials.is_file() and run.journal.is_file():
+        return frame_of(run)
+    frame = read_trials(run)
+    missing = set(trials) - {None, *frame["trial"]}
+    if missing and missing & {event.trial for event in read_events(run.journal)[0]}:
+        return frame_of(run)
+    return frame
+
+
+def _lone(run: RunFolder) -> bool:
+    """Whether a fold's score depends on whether the others are there: on their thresholds."""
+    from search.metrics import FittedMetric
+
+    metric = read_json(run.run).get("metric")
+    return metric is not None and FittedMetric.from_dict(metric).fits_thresholds
 
 
 def with_notes(run: RunFolder, frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -223,7 +247,7 @@ def _show_selected(
 def _note(run: RunFolder, trial: str, text: str) -> int:
     from search.notes import write_note
 
-    if not trial.isdigit():
+    if not trial.isdecimal():
         raise UserError(f"--note {trial!r} is no trial; give its number, then the text")
     kept = write_note(run, int(trial), text)
     print(f"trial {int(trial)}: {kept}" if kept else f"trial {int(trial)} has no note any more")

@@ -41,4 +41,6 @@ def write_note(run: RunFolder, trial: int, text: str) -> str:
             write_json(run.notes, {"notes": kept})
     except Timeout:
         raise UserError(f"somebody else writes notes of {run.root}; try again") from None
+    except OSError as error:
+        raise UserError(f"{run.notes} cannot be written: {error.strerror or error}") from None
     return text

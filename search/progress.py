@@ -9,7 +9,7 @@ from typing import Self
 from search.journal import Event
 from search.terminal import duration, say
 from search.trials import FINISHED, Trial
-from search.watch import Watch
+from search.watch import SILENCE, Watch
 
 HEARTBEAT = 30.0  # seconds without a line before the next news is worth one
 HEARTBEAT_SHARE = 0.02  # of the time since the start, so that a long night stays readable
@@ -18,8 +18,11 @@ HEARTBEAT_SHARE = 0.02  # of the time since the start, so that a long night stay
 class TrialLines:
     """Listens to the journal, after the watch, and prints calm lines, wrapped at 80 columns."""
 
-    def __init__(self, watch: Watch, say: Callable[[str], None] = say) -> None:
-        self._watch, self._say = watch, say
+    def __init__(
+        self, watch: Watch, say: Callable[[str], None] = say, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`clock`: seconds since 1970, as the journal has them."""
+        self._watch, self._say, self._clock = watch, say, clock
         self._started = self._last = time.monotonic()
         self._told: set[int] = set()  # trials that wait, of which there was a line
 
@@ -46,7 +49,7 @@ class TrialLines:
             self._told.discard(event.trial)
         elif event.kind == "lost":
             self._line(f"trial {trial.number:>3} lost its worker, goes back into the queue")
-        elif event.kind == "epochs" and self._silent():
+        elif event.kind == "epochs" and self.silent(HEARTBEAT):
             self.beat()
 
     def beat(self) -> None:
@@ -59,7 +62,9 @@ class TrialLines:
             for lease in watch.leases()[:3]
         ]
         running = f"running {', '.join(leases)}" if leases else "nothing running"
-        self._line(f"{self._count()} done, {lead}; {running}; {self._eta()}")
+        quiet = self._clock() - watch.last
+        silence = f"; last news {duration(quiet)} ago" if quiet > SILENCE else ""
+        self._line(f"{self._count()} done, {lead}; {running}; {self._eta()}{silence}")
 
     def _of(self, trial: Trial, state: str) -> str:
         score = f"{trial.score():.4f}" if trial.state == FINISHED else self._last_score(trial)
@@ -78,12 +83,13 @@ class TrialLines:
         return f"{done}/{total}" if total is not None else f"{done}"
 
     def _eta(self) -> str:
-        left = self._watch.left(time.time())
+        left = self._watch.left(self._clock())
         return "ETA ?" if left is None else f"ETA {duration(left)}"
 
-    def _silent(self) -> bool:
+    def silent(self, seconds: float) -> bool:
+        """Whether there was no line for so long, and for a share of the time since the start."""
         now = time.monotonic()
-        return now - self._last > max(HEARTBEAT, HEARTBEAT_SHARE * (now - self._started))
+        return now - self._last > max(seconds, HEARTBEAT_SHARE * (now - self._started))
 
     def _line(self, text: str) -> None:
         self._last = time.monotonic()

@@ -8,7 +8,8 @@ from typing import TextIO
 
 from search.terminal import alert, say
 
-WARNING = "warning: "  # how sentences begin that the user should not miss
+# How sentences begin that the user should not miss: warnings, and that the data are made up.
+SEEN = ("warning: ", "No --data")
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def quiet(on: bool) -> Iterator[Callable[[str], None]]:
         yield say
         return
     with redirect_stdout(_nowhere()):
-        yield lambda text: alert(text) if text.startswith(WARNING) else None
+        yield lambda text: alert(text) if text.startswith(SEEN) else None
 
 
 @cache

@@ -5,10 +5,20 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from search.journal import read_events
+from search.run_folder import RunFolder, read_json
 from search.trials import FINISHED, Trial, Trials
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def frame_of(run: RunFolder) -> "pd.DataFrame":
+    """The rows of a run as its journal tells them at this moment. Raises UserError when it, or
+    run.json, is damaged."""
+    about = read_json(run.run)
+    baselines, order = about.get("baselines", ()), about.get("fold_order", ())
+    return results_frame(Trials.of(read_events(run.journal)[0]), baselines, order)
 
 
 def results_frame(

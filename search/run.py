@@ -139,7 +139,8 @@ def search(setup: "Setup", args: argparse.Namespace) -> int:
             from search.refit import refit
 
             with quiet(args.quiet):
-                refit(setup, built, session.director.trials.all)
+                folder = refit(setup, built, session.director.trials.all)
+            print(f"refitted: {folder}")
     if interrupted:
         print(f"\ninterrupted; go on with: python -m search.run --resume {setup.run.root}")
     return INTERRUPTED if interrupted else DONE

@@ -12,7 +12,7 @@ from search.run_folder import RunFolder, read_json
 from search.table import bytes_text, columns_of, fitted
 from search.terminal import duration
 from search.trials import DIVERGED, FAILED, FINISHED, PRUNED, RUNNING, STOPPED, TOO_BIG, Trials
-from search.watch import WAITING, Lease, Watch
+from search.watch import SILENCE, WAITING, Lease, Watch
 from spaces.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 TOP = 5  # trials
 AROUND = 15  # lines of the screen beside the workers'
-SILENCE = 120.0  # seconds without news that are told
 ORDER = (RUNNING, WAITING, FINISHED, PRUNED, STOPPED, DIVERGED, FAILED, TOO_BIG)
 
 
@@ -129,8 +128,8 @@ class Painter:
         self._baselines = {b["name"]: fmean(b["fold_scores"]) for b in about.get("baselines", ())}
         self._ensemble: tuple[int, str] = (0, "")  # of which file's time, and what it says
 
-    def screen(self, watch: Watch) -> Screen:
-        now = time.time()
+    def screen(self, watch: Watch, now: float) -> Screen:
+        """At `now`, seconds since 1970 by the journal's clock."""
         if watch.over(now):
             now = watch.last  # its clocks have stopped
         best = [trial for trial in watch.best(TOP) if not math.isnan(trial.score())]
@@ -142,7 +141,7 @@ class Painter:
             at=time.monotonic(),
             elapsed=watch.elapsed(now),
             left=watch.left(now),
-            limit=watch.plan.trials is None,
+            limit=watch.plan.hours is not None,
             silent=max(0.0, now - watch.last),
             trials=_counts(watch),
             best=self._best(watch),

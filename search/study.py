@@ -7,7 +7,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -28,8 +28,10 @@ def run_study(
     context: Context,
     resources: Resources,
     address: str | None,
+    shown: AbstractContextManager[None],
 ) -> None:
-    """Run trials until the director has no more to start.
+    """Run trials until the director has no more to start; `shown` is entered when Ray is there:
+    it forks, which is not safe while other threads work.
 
     Raises RunFailed when the disk is full or trials fail alike, and KeyboardInterrupt on the second
     Ctrl-C.
@@ -41,6 +43,7 @@ def run_study(
         start(resources, plan.workers, plan.cpus_per_trial)
     with (
         connect(address),
+        shown,
         _ctrl_c(director),
         # Ray's own state is not ours to keep: the journal holds the truth.
         tempfile.TemporaryDirectory(prefix="rungfold-ray-", ignore_cleanup_errors=True) as scratch,

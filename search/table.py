@@ -169,6 +169,8 @@ def known(value: Any) -> bool:
     """Whether a cell holds something: not None, NaN, NA or an empty text."""
     import pandas as pd
 
+    if isinstance(value, list | tuple | dict):
+        return bool(value)
     return value is not None and not pd.isna(value) and value != ""
 
 

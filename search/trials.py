@@ -1,8 +1,9 @@
 """What is known of every trial, as a function of the journal's events."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from search.journal import Event
 
@@ -95,6 +96,14 @@ class Trials:
         self.all: dict[int, Trial] = {}
         self._open: dict[int, Trial] = {}
         self._members: dict[int, Trial] = {}
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Self:
+        """As these events, the first of a run and on, left them."""
+        trials = cls()
+        for event in events:
+            trials.apply(event)
+        return trials
 
     def apply(self, event: Event) -> None:
         data = event.data

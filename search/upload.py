@@ -32,6 +32,7 @@ EPOCHS = 600.0  # seconds between two copies of one fold's epoch checkpoint
 AT_ONCE = 4  # files copied at the same time: trials need the network and the cores too
 LAST_TRIES, LAST_PAUSE = 4, 10.0  # at the end of the run: how often, and seconds in between
 _LOOKS = 50  # at a run that changes all the time
+LEFT_OUT = (JOURNAL, "tensorboard")  # sent in segments; grows all the time, made from the journal
 _GONE = Remote(-1, -1)  # of a file that may lie there and is to be deleted
 _EPOCH = re.compile(r"work/[^/]+/epoch-\d+\.safetensors")
 
@@ -215,7 +216,7 @@ class Uploader:
                 with os.scandir(self._run.root / folder) as entries:
                     for entry in entries:
                         name = f"{folder}{entry.name}"
-                        if entry.name.startswith(".") or name == JOURNAL:
+                        if entry.name.startswith(".") or name in LEFT_OUT:
                             continue
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(f"{name}/")

@@ -1,6 +1,7 @@
 """What a run's journal says of it at this moment: what runs, what is done, how long it takes."""
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from search.trials import FINISHED, RUNNING, Trial, Trials
 from spaces.errors import UserError
 
 SETTLED = 3  # trials that must have told what one costs before the rest is estimated by them
+SILENCE = 120.0  # seconds without news that are told
 WAITING = "waiting"  # at a rung: an open trial in nobody's hands
 
 
@@ -43,7 +45,7 @@ class Watch:
         self.waiting: set[int] = set()  # trials that wait at a rung
         self.last = 0.0  # seconds since 1970 of the newest event
         self._planned = plan
-        self._hosts: dict[tuple[int, int], str] = {}  # trial, attempt -> where it is
+        self._places: dict[tuple[int, int], tuple[str, str]] = {}  # lease -> host, kind of machine
         self._costs = Costs(plan.gpus_per_trial > 0)
         self._extending: list[Event] = []  # what `extended` wants to know
         self._used = 0.0  # seconds of earlier sessions
@@ -80,19 +82,24 @@ class Watch:
         elif event.kind in ("decision", "end"):
             self.waiting.discard(event.trial)
         elif trial is not None and event.kind == "epochs":
-            self._hosts[event.trial, event.attempt] = data.get("host", "")
+            place = sys.intern(data.get("host", "")), sys.intern(data.get("machine", ""))
+            self._places[event.trial, event.attempt] = place
             for point in data["points"]:
-                self._heard(trial, point["seconds"], 1)
+                self._heard(trial, event, point["seconds"], 1)
         elif trial is not None and event.kind == "fold":
-            self._heard(trial, data["seconds"], 0)
+            self._heard(trial, event, data["seconds"], 0)
         self.last = event.time
 
     def _seconds(self) -> float:
         """Worker seconds that were reported."""
         return sum(trial.seconds for trial in self.trials.all.values())
 
-    def _heard(self, trial: Trial, seconds: float, epochs: int) -> None:
-        self._costs.hear(trial.model, trial.image_size, seconds, epochs, trial.machine)
+    def _heard(self, trial: Trial, event: Event, seconds: float, epochs: int) -> None:
+        _, machine = self._place(event.trial, event.attempt)
+        self._costs.hear(trial.model, trial.image_size, seconds, epochs, machine)
+
+    def _place(self, trial: int, attempt: int) -> tuple[str, str]:
+        return self._places.get((trial, attempt), ("", ""))
 
     # -- what is there -------------------------------------------------------------------------
 
@@ -120,7 +127,7 @@ class Watch:
                             trial=trial, fold=self.fold_order.index(fold) + 1, epoch=epoch,
                             images_per_second=point.get("images_per_second"),
                             memory=point.get("peak_memory", 0),
-                            host=self._hosts.get((trial.number, attempt), ""),
+                            host=self._place(trial.number, attempt)[0],
                         )
                     )  # fmt: skip
         return found
@@ -158,9 +165,9 @@ class Watch:
         """Whether all trials have ended, and no time or number of trials is left for others."""
         if self.trials.open():
             return False
-        if self.plan.trials is None:
-            return self.left(now) == 0
-        return len(self.trials.all) >= self.plan.trials
+        if self.plan.trials is not None and len(self.trials.all) >= self.plan.trials:
+            return True
+        return self.plan.hours is not None and self.left(now) == 0
 
     def _session(self, now: float) -> float:
         if self._began is None:

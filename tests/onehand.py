@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -15,14 +15,16 @@ from tests.modelruns import one_thread
 
 
 def study(
-    director: Director, plan: Plan, context: Context, resources: Resources, address: str | None
-) -> None:
+    director: Director, plan: Plan, context: Context, resources: Resources, address: str | None,
+    shown: AbstractContextManager[None],
+) -> None:  # fmt: skip
     """In the place of search.study.run_study."""
     worker = Worker(context)
-    while (config := director.next_config()) is not None:
-        for report in worker.reports(config):
-            if not director.on_result(json.loads(json.dumps(report))):
-                break
+    with shown:
+        while (config := director.next_config()) is not None:
+            for report in worker.reports(config):
+                if not director.on_result(json.loads(json.dumps(report))):
+                    break
 
 
 @contextmanager

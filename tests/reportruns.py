@@ -25,6 +25,7 @@ from search.run_folder import RunFolder, write_json
 from search.trials import FINISHED, PRUNED, RUNNING
 from spaces.layout import Layout
 from spaces.recipe import Augment, Recipe
+from tests.workers import plan_of
 
 METRICS = {
     "regression": "pearson", "binary": "khd", "multilabel": "auroc", "multiclass": "log_loss",
@@ -65,8 +66,8 @@ class MadeRun:
             "target_names": self.names, "fold_order": list(range(folds)), "seed": 0,
             "layout": dataclasses.asdict(Layout()), "clean": NOTHING, "data": "data",
             "command": ["python", "-m", "search.run", "made"], "groups_asked": "none",
-            "plan": {"store_size": SIZE, "rungs": RUNGS, "keep": [0.33, 0.5], "trials": 4,
-                     "reasons": ["epochs 4: few"]},
+            "plan": {**plan_of(workers=2, trials=4).to_dict(), "store_size": SIZE, "rungs": RUNGS,
+                     "keep": [0.33, 0.5], "reasons": ["epochs 4: few"]},
             "baselines": [{"name": "mean_profile", "fold_scores": [0.1] * folds,
                            "fold_parts": [{}] * folds, "pooled": 0.1, "seconds": 0.1}],
             "resources": {"cpus": 2, "gpus": 0, "memory_bytes": 2**33},
@@ -163,14 +164,17 @@ class MadeRun:
             return np.float32(np.exp(raw_TN) / np.exp(raw_TN).sum(axis=0))
         return np.float32(1 / (1 + np.exp(-raw_TN)))
 
-    def add_images(self, root: Path) -> None:
-        """Tiles of one colour, train rows first, and the store of them."""
+    def add_images(self, root: Path, views: int = 1, files_each: int = 1) -> None:
+        """Tiles of noise, train rows first, and the store of them; of several files an image has
+        as many channels."""
         root.mkdir(parents=True)
         files = []
-        for i in range(len(self.ids) + TESTS):
-            pixels = self.rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / f"{i}.png")
-            files.append((f"{i}.png",))
+        for i in range(views * (len(self.ids) + TESTS)):
+            files.append(tuple(f"{i}_{c}.png" for c in range(files_each)))
+            for name in files[-1]:
+                shape = (SIZE, SIZE, 3) if files_each == 1 else (SIZE, SIZE)
+                pixels = self.rng.integers(0, 256, shape, dtype=np.uint8)
+                Image.fromarray(pixels).save(root / name)
         store = open_store(root, files, SIZE, root / "cache")
         self.about["store"] = str(store.folder)
         write_json(self.run.run, self.about)

@@ -190,6 +190,14 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("asked", [("--follow",), ("--note", "1", "good")])
+def test_a_copy_at_a_url_is_neither_followed_nor_written_on(
+    asked: tuple[str, ...], tmp_path: Path
+) -> None:
+    url = "s3://bucket/run"
+    refused(run("search.leaderboard", url, *asked, cwd=tmp_path), asked[0], url, "give the folder")
+
+
 def test_a_number_of_views_that_is_not_offered_is_refused(tmp_path: Path) -> None:
     done = run("ensemble.predict", tmp_path, "--data", tmp_path, "--tta", "3", cwd=tmp_path)
     refused(done, "--tta is 3")

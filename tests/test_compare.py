@@ -44,10 +44,10 @@ def frame() -> pd.DataFrame:
     )
 
 
-def shown(frame: pd.DataFrame, a: int, b: int, width: int = 80) -> str:
+def shown(frame: pd.DataFrame, a: int, b: int, width: int = 80, lone: bool = False) -> str:
     text = io.StringIO()
     console = Console(file=text, width=width, highlight=False)
-    show_comparison(compare(frame, a, b), console)
+    show_comparison(compare(frame, a, b, lone), console)
     return text.getvalue()
 
 
@@ -72,6 +72,15 @@ def test_the_interval_is_the_paired_t_tests(frame: pd.DataFrame) -> None:
 def test_only_folds_that_both_have_are_compared(frame: pd.DataFrame) -> None:
     assert compare(frame, 1, 2).folds == ((0, B[0], A[0]),)
     assert compare(frame, 1, 3).gain is None
+
+
+def test_scores_by_thresholds_are_compared_between_finished_trials_only(
+    frame: pd.DataFrame,
+) -> None:
+    assert compare(frame, 0, 1, lone=True).gain is not None
+    found = compare(frame, 1, 2, lone=True)
+    assert found.gain is None and not found.folds
+    assert "only a finished trial's folds have thresholds" in shown(frame, 1, 2, lone=True)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -3,7 +3,8 @@ never stops the search."""
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -270,6 +271,13 @@ def test_a_file_that_is_something_else_is_not_overwritten(
     with pytest.raises(UserError, match="no study of a run"):
         write_study(events, Facts.read(run), path)
     assert path.read_bytes() == before
+    other = [replace(event, time=event.time + 1) for event in events]
+    for name in ("other.db", "other.log"):
+        write_study(other, Facts.read(run), tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(UserError, match="study of another run"):
+            write_study(events, Facts.read(run), tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
     with pytest.raises(UserError, match="no study of a run"):
         write_study(events, Facts.read(run), tmp_path)
 
@@ -344,6 +352,14 @@ def fed(fake: Fake, said: list[str], make: Callable[[], Fake] | None = None) -> 
     return Feed("the tool", make or (lambda: fake), said.append, "the command")
 
 
+@contextmanager
+def showing(one: Feed) -> Iterator[Feed]:
+    """A session's feed, from its first lease to its end."""
+    one.start()
+    yield one
+    feed.close_all([one])
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "EVERY", 0.005)
@@ -358,7 +374,7 @@ def wait_for_a_call(fake: Fake) -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_feed_hands_on_every_event_once_and_in_order(events: list[Event]) -> None:
     fake, said = Fake(), []
-    with fed(fake, said) as feed:
+    with showing(fed(fake, said)) as feed:
         for event in events:
             feed.hear(event)
     assert fake.got == [event.seq for event in events] and fake.closed and not said
@@ -368,7 +384,7 @@ def test_a_feed_hands_on_every_event_once_and_in_order(events: list[Event]) -> N
 def test_a_tool_that_is_away_is_told_once_and_made_up_for(events: list[Event]) -> None:
     fake, said = Fake(), []
     fake.fail = True
-    with fed(fake, said) as feed:
+    with showing(fed(fake, said)) as feed:
         for event in events[:5]:
             feed.hear(event)
         for _ in range(3):
@@ -386,7 +402,7 @@ def test_what_is_lost_in_the_end_is_told_with_the_command_that_makes_up_for_it(
 ) -> None:
     fake, said = Fake(), []
     fake.fail = True
-    with fed(fake, said) as feed:
+    with showing(fed(fake, said)) as feed:
         feed.hear(events[0])
     assert said[-1] == "warning: the tool has not got all of the run; later: the command"
 
@@ -402,7 +418,7 @@ def test_a_tool_that_hangs_does_not_hold_the_run(
         release.wait(60)
         return Fake()
 
-    with fed(Fake(), said, hang) as shown:
+    with showing(fed(Fake(), said, hang)) as shown:
         for event in events:
             shown.hear(event)
     assert "has not got all of the run" in said[-1]
@@ -410,11 +426,23 @@ def test_a_tool_that_hangs_does_not_hold_the_run(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_tool_that_cannot_be_closed_has_not_got_all(events: list[Event]) -> None:
+    class Full(Fake):
+        def __exit__(self, *args: Any) -> None:
+            raise OSError("the disk is full")
+
+    said: list[str] = []
+    with showing(fed(Full(), said)) as feed:
+        feed.hear(events[0])
+    assert "the disk is full" in said[0] and "has not got all of the run" in said[-1]
+
+
+@pytest.mark.usefixtures("quick")
 def test_the_live_flags_feed_the_same_code(run: RunFolder, events: list[Event]) -> None:
     said: list[str] = []
     assert feeds(run, None, False, said.append) == []
     (board,) = feeds(run, None, True, said.append)
-    with board:
+    with showing(board):
         for event in events:
             board.hear(event)
     check_board(run.root / "tensorboard", events)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,37 @@ def test_a_failure_between_two_requests_is_made_up_for(
     check(uri, run, events)
 
 
-def test_a_server_that_is_away_is_told_within_seconds(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+def test_what_was_done_although_it_was_refused_is_found_again(
+    run: RunFolder, events: list[Event], uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A server that answers too late has made the run all the same."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    log, wholly, calls = MLflow(uri, Facts.read(run)), MlflowClient.create_run, 0
+
+    def late(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        made = wholly(*args, **options)
+        if calls % 3 == 1:
+            raise MlflowException("")
+        return made
+
+    monkeypatch.setattr(MlflowClient, "create_run", late)
+    for news in (events, *[[]] * 20):
+        with suppress(UserError):
+            log.write(news)
+    check(uri, run, events)
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(Facts.read(run).name)
+    assert experiment is not None and calls == len(
+        client.search_runs([experiment.experiment_id], max_results=1000)
+    )
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_is_away_is_told_within_seconds(run: RunFolder) -> None:
     with pytest.raises(UserError, match=re.escape("http://127.0.0.1:9")):
         export.main([str(run.root), "--mlflow", "http://127.0.0.1:9"])
 

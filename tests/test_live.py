@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from rich.text import Text
 from search import leaderboard, live, screen
 from search.follow import Follower
 from search.journal import Journal, read_events
-from search.live import LiveView, follow, view_of
+from search.live import Guarded, LiveView, follow, view_of
 from search.progress import TrialLines
 from search.run_folder import RunFolder, write_json
 from search.screen import Painter, Screen
@@ -47,7 +48,7 @@ def watch_of(run: RunFolder) -> Watch:
 
 
 def screen_of(run: RunFolder) -> Screen:
-    return Painter(run).screen(watch_of(run))
+    return Painter(run).screen(watch_of(run), time.time())
 
 
 def drawn(screen: Screen, width: int, height: int = 50) -> list[str]:
@@ -134,22 +135,22 @@ def test_a_run_that_has_just_begun_is_drawn(tmp_path: Path) -> None:
 
 def test_the_newest_ensemble_is_told_and_a_half_written_one_is_not(run: RunFolder) -> None:
     painter, watch = Painter(run), watch_of(run)
-    assert "none is built" in painter.screen(watch).ensemble
+    assert "none is built" in painter.screen(watch, 0.0).ensemble
     bundle(run, 0.5)
-    assert "0.5000" in painter.screen(watch).ensemble
+    assert "0.5000" in painter.screen(watch, 0.0).ensemble
     path = run.ensemble / "ensemble.json"
     os.utime(path, ns=(1, 1))
     path.write_text("{half")
-    assert "0.5000" in painter.screen(watch).ensemble
+    assert "0.5000" in painter.screen(watch, 0.0).ensemble
     bundle(run, 0.6, members=1)
-    assert "0.6000 ± 0.0100 nested, 1 member" in painter.screen(watch).ensemble
+    assert "0.6000 ± 0.0100 nested, 1 member" in painter.screen(watch, 0.0).ensemble
 
 
 def test_names_from_outside_are_no_markup(run: RunFolder) -> None:
     watch = watch_of(run)
     for trial in watch.trials.all.values():
         trial.recipe["backbone"] = "[red]x[/red]"
-    text = "\n".join(drawn(Painter(run).screen(watch), 80))
+    text = "\n".join(drawn(Painter(run).screen(watch, time.time()), 80))
     assert text.count("[red]x[/red]") >= 6
 
 
@@ -179,14 +180,64 @@ def test_the_view_draws_at_most_once_a_moment(
     with view:
         paint = view._painter.screen
 
-        def count(watch: Watch) -> Screen:
+        def count(watch: Watch, moment: float) -> Screen:
             drawings.append(now)
-            return paint(watch)
+            return paint(watch, moment)
 
         monkeypatch.setattr(view._painter, "screen", count)
         for now in (1.0, 1.2, 1.9, 2.1, 2.2, 4.0):  # noqa: B007
             view.hear(event)
     assert drawings == [1.0, 2.1, 4.0]
+
+
+class Broken:
+    """A view on a terminal that is gone."""
+
+    def __enter__(self) -> None:
+        raise OSError("gone")
+
+    def __exit__(self, *error: object) -> None:
+        raise OSError("still gone")
+
+    def hear(self, event: object) -> None:
+        raise BrokenPipeError
+
+
+def test_a_view_that_fails_stops_nothing(run: RunFolder) -> None:
+    view = Guarded(Broken())  # type: ignore[arg-type]
+    with view:
+        for event in read_events(run.journal)[0]:
+            view.hear(event)
+    with pytest.raises(ZeroDivisionError), Guarded(Broken()):  # type: ignore[arg-type]
+        _ = 1 / 0
+
+
+class Stuck(io.StringIO):
+    """A terminal that takes no output for a while, as after Ctrl-S."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+        self.free.set()
+
+    def write(self, text: str) -> int:
+        assert self.free.wait(30)
+        return super().write(text)
+
+
+def test_a_stuck_terminal_holds_nobody_up(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "EVERY", 0.01)
+    out, watch = Stuck(), watch_of(run)
+    event = read_events(run.journal)[0][-1]
+    with LiveView(watch, run, Console(file=out, force_terminal=True, width=80)) as view:
+        out.free.clear()
+        time.sleep(0.1)  # the drawing thread hangs
+        heard = threading.Thread(target=lambda: [view.hear(event) for _ in range(20)], daemon=True)
+        heard.start()
+        heard.join(10)
+        hung = heard.is_alive()
+        out.free.set()
+    assert not hung
 
 
 def grown(run: RunFolder, pieces: int) -> tuple[Callable[[float], None], bytes]:

@@ -24,7 +24,16 @@ from sklearn.metrics import log_loss
 from search import finish
 from search.journal import Event, seconds_used
 from search.notes import write_note
-from search.report import chart, classification, errors, importance, pareto, recipes, saliency
+from search.report import (
+    chart,
+    classification,
+    errors,
+    importance,
+    pareto,
+    recipes,
+    saliency,
+    summary,
+)
 from search.report.augmented import DRAWS, augmented
 from search.report.chart import script_json, thin, words
 from search.report.facts import Facts, Nothing
@@ -40,6 +49,7 @@ from search.trials import DIVERGED, FAILED, FINISHED, PRUNED, RUNNING
 from spaces.errors import UserError
 from tests.modelruns import ModelRun, one_thread
 from tests.reportruns import METRICS, MadeRun, full_run
+from tests.workers import plan_of
 
 TYPES = tuple(METRICS)
 ATTACK = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(1)> %{x} <b>bold</b>"
@@ -244,6 +254,54 @@ def test_a_damaged_file_leaves_out_its_section_alone(tmp_path: Path) -> None:
     assert "has no readable pred.npy" in page.text and "Rungs" in page.text
 
 
+@pytest.mark.parametrize("name", ["targets.npy", "notes.json", "data.json"])
+def test_a_damaged_side_file_is_told_and_costs_no_more(name: str, tmp_path: Path) -> None:
+    made = full_run(tmp_path)
+    (made.run.root / name).write_bytes(b"{")
+    page = page_of(made.run)
+    assert f"{name} is " in page.text and len(page.all("section")) == len(SECTIONS)
+    assert "Honest score of the ensemble" in page.text and "Rungs" in page.text
+
+
+def test_a_section_that_fails_costs_the_others_nothing(
+    full: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(facts: Facts) -> Any:
+        raise ZeroDivisionError("no rows")
+
+    sections = [(n, t, broken if n == "rungs" else body) for n, t, body in SECTIONS]
+    monkeypatch.setattr("search.report.page.SECTIONS", sections)
+    text = page_of(full).text
+    assert "Left out: ZeroDivisionError: no rows" in text.replace("\n", "")
+    assert "Members and their weights" in text
+
+
+def test_views_channels_and_numbers_that_are_none(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path, "multilabel", groups=[f"P{i % 6}-A" for i in range(48)])
+    made.add_images(tmp_path / "images", views=2, files_each=4)
+    made.add_data(views=2)
+    made.add(score=0.6, channels=4, augment={"flip": True, "mirror": True})
+    made.add(DIVERGED, math.nan)
+    made.add(PRUNED, math.inf)
+    made.add_ensemble()
+    text = page_of(made.write_journal()).text
+    assert text.count("Left out") == text.count("is no fold model") == 1  # none was trained
+    assert "Of each row's 2 images the first" in text and "mirror True (not shown)" in text
+    assert "Worst rows of group P" in text and "-A" in text
+
+
+def test_hours_that_ended_a_run_do_not_make_it_unfinished(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path, plan=plan_of(workers=1, trials=100, hours=1).to_dict())
+    for _ in range(4):
+        made.add(PRUNED)
+    made.event("extend", trials=2)
+    made.add(PRUNED)
+    facts = Facts.read(made.write_journal())
+    assert summary.planned(facts) == 6 and summary.unfinished(facts)
+    made.add(PRUNED)
+    assert not summary.unfinished(Facts.read(made.write_journal()))
+
+
 def test_the_honest_score_comes_first(full: RunFolder) -> None:
     report = json.loads((full.ensemble / "ensemble.json").read_text())
     scores = {row["name"]: f"{row['score']:.4f}" for row in report["scores"]}
@@ -267,7 +325,7 @@ def test_a_run_of_thousands_stays_small(tmp_path: Path) -> None:
     held = Page(page)
     board = re.search(r'id="leaderboard-table">.*?</table>', page, re.DOTALL)
     assert board is not None and board.group().count("<tr") <= MOST + 1 + 1
-    assert "1800 pruned" in held.text or "pruned; all rows are in leaderboard.csv" in held.text
+    assert "Not shown: 1800 pruned; all rows are in leaderboard.csv" in held.text
 
 
 def test_notes_stand_beside_their_trials(tmp_path: Path) -> None:
@@ -430,13 +488,13 @@ def test_the_worst_rows_are_shown_first(task_type: str, tmp_path: Path) -> None:
 
 
 def test_groups_stand_in_the_order_of_their_errors(tmp_path: Path) -> None:
-    made = full_run(tmp_path, groups=[f"slide{i % 6}" for i in range(48)])
+    made = full_run(tmp_path, groups=[f"Slide{i % 6}-B" for i in range(48)])
     found = Facts.read(made.run).predictions
     error_N = errors.row_errors("regression", found.pred_TN, found.true_TN)
     mean_of = {g: error_N[[n == g for n in found.folds.group or ()]].mean()
                for g in set(found.folds.group or ())}  # fmt: skip
     worst = sorted(mean_of, key=lambda g: -mean_of[g])
-    shown = re.findall(r"Group (slide\d)", section(made.run, "errors"))
+    shown = re.findall(r"Worst rows of group (Slide\d-B)", section(made.run, "errors"))
     assert shown == worst[: len(shown)] and shown
 
 
@@ -472,6 +530,13 @@ def test_noise_makes_no_parameter_important(tmp_path: Path) -> None:
     assert not importance.find(facts).tells
     assert "importance" not in importance.charts(facts)
     assert "nothing can be said about which parameter matters" in section(facts.run, "parameters")
+
+
+def test_ties_make_no_parameter_important(tmp_path: Path) -> None:
+    """Classifiers that say one thing of all rows have an AUROC of .5 each."""
+    scores = iter([0.4, 0.6, *[0.5] * 10])
+    found = importance.find(searched(tmp_path, lambda *_: next(scores), trials=12))
+    assert math.isfinite(found.r2) and max(mean for mean, _ in found.drop.values()) < 0.1
 
 
 def test_few_trials_say_nothing_about_parameters(tmp_path: Path) -> None:
@@ -588,7 +653,9 @@ def test_maps_lie_over_what_the_network_sees(
         made = ModelRun(tmp_path, "multilabel", "auroc", views=2)
         made.add(backbone=backbone, fusion=fusion, head="mlp")
         model = FoldModel.load(made.run.checkpoints(0) / "fold-1.safetensors")
-        heat_Xhw, seen = saliency.grad_cam(model, np.array(made.images_NHWC[:2]), 0)
+        maps = [saliency.grad_cam(model, np.array(made.images_NHWC[:2]), t) for t in range(3)]
+    heat_Xhw, seen = maps[0]
+    assert max(float(heat.max()) for heat, _ in maps) > 0, "the maps are blank"
     assert len(heat_Xhw) == len(seen) == images
     assert (heat_Xhw >= 0).all() and np.isfinite(heat_Xhw).all()
     assert seen.shape[2] / seen.shape[1] == ratio

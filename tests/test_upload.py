@@ -692,6 +692,7 @@ def test_a_session_ends_with_all_of_the_run_there_or_tells(
 
     session: Any = object.__new__(Session)
     session._uploader = SimpleNamespace(close=close)
+    session._feeds = ()
     session._refresher = SimpleNamespace(close=lambda: calls.append("refresher"))
     session._journal = SimpleNamespace(close=lambda: calls.append("journal"))
     session._lock = SimpleNamespace(release=lambda: calls.append("lock"))
@@ -702,19 +703,19 @@ def test_a_session_ends_with_all_of_the_run_there_or_tells(
     else:
         session.__exit__(type(error), error, None)
     assert calls == ["refresher", {"flush": flush}, "journal", "lock"]
-    assert ("not at the URL" in capsys.readouterr().out) == isinstance(error, ValueError)
+    assert ("not at the URL" in capsys.readouterr().err) == isinstance(error, ValueError)
 
 
 def stopped(after: str) -> Callable[..., None]:
     """A study in this process whose driver is lost at the first event of a kind."""
 
-    def study(director: Any, *rest: Any) -> None:
+    def study(director: Any, *rest: Any, **named: Any) -> None:
         def hear(event: Any) -> None:
             if event.kind == after:
                 raise Lost
 
         director._journal.listen(hear, replay=False)
-        onehand.study(director, *rest)
+        onehand.study(director, *rest, **named)
 
     return study
 

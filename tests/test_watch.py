@@ -9,11 +9,12 @@ from statistics import median
 
 import pytest
 
+from search import follow
 from search.follow import Follower, Tail
 from search.journal import Event, Journal, read_events, seconds_used
 from search.plan import FINISH
 from search.run_folder import RunFolder
-from search.trials import RUNNING
+from search.trials import RUNNING, Trials
 from search.watch import WAITING, Watch
 from spaces.errors import UserError
 from tests.watched import folder, simulate
@@ -72,6 +73,54 @@ def test_with_hours_it_is_until_their_end(tmp_path: Path) -> None:
         between=lambda simulation: lefts.append((simulation.now, watch.left(simulation.now))),
     )  # fmt: skip
     assert all(left == pytest.approx(max(0, 360 - FINISH - now)) for now, left in lefts)
+
+
+def test_a_number_of_trials_is_over_with_the_hours_too(tmp_path: Path) -> None:
+    plan = plan_of(workers=2, trials=1000, hours=0.05)
+    watch = Watch(plan, [1, 2, 0])
+    end = simulate(tmp_path, plan, listener=watch.hear, hours=0.05).now
+    assert len(watch.trials.all) < 1000 and not watch.trials.open()
+    assert not watch.over(0.0) and watch.over(max(end, 0.05 * 3600))
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 0.0, 3600.0])
+def test_a_follower_goes_by_the_clock_of_the_host_that_searches(
+    tmp_path: Path, ahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = folder(tmp_path / "run", steps=40)
+    raw = run.journal.read_bytes()
+    lines = raw.splitlines(keepends=True)
+    run.journal.write_bytes(b"".join(lines[:20]))
+    last = json.loads(lines[-1])["time"]
+    monkeypatch.setattr(follow.time, "time", lambda: last + ahead + 0.5)
+    follower = Follower(run)
+    follower.update()
+    run.journal.write_bytes(raw)
+    follower.update()
+    assert follower.now() == pytest.approx(last, abs=1)
+
+
+def test_one_who_shares_the_directors_trials_tells_the_same(tmp_path: Path) -> None:
+    """As the searching process does after a resume: the trials have heard all before."""
+    events = read_events(folder(tmp_path / "run", steps=120).journal)[0]
+    before, after = events[: len(events) // 2], events[len(events) // 2 :]
+    before.append(session(before[-1].time, after=1.0))
+    alone = Watch.of(RunFolder(tmp_path / "run"))
+    for event in (*before, *after):
+        alone.hear(event)
+    trials = Trials.of(before)
+    sharing = Watch(alone.plan, alone.fold_order, trials)
+    for event in before:
+        sharing.hear(event)
+    for event in after:
+        trials.apply(event)
+        sharing.hear(event)
+    assert sharing.counts() == alone.counts() and sharing.leases() == [
+        replace(lease, trial=trials.all[lease.trial.number]) for lease in alone.leases()
+    ]
+    now = events[-1].time
+    assert sharing.left(now) == alone.left(now) and sharing.elapsed(now) == alone.elapsed(now)
+    assert alone.left(now) is not None
 
 
 def session(time: float, **data: float) -> Event:

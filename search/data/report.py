@@ -201,7 +201,8 @@ def _trust_warnings(report: DataReport) -> list[str]:
     if alike.crossing:
         names = [f"{table.ids[i]} = {table.test_ids[j]}" for i, j in alike.crossing]
         warnings.append(
-            f"{len(alike.crossing)} test rows are near duplicates of train rows: {some(names)}; "
+            f"{len(alike.crossing)} pairs of a train and a test row are near duplicates: "
+            f"{some(names)}; "
             "their score would say little about new images"
         )
     for apart in (report.kinds.test, report.kinds.folds):

@@ -2,10 +2,11 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from search.export.record import Facts
 from search.journal import Event
@@ -43,16 +44,18 @@ class Feed:
         self._whole = True  # all that was heard is written
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def start(self) -> None:
+        if self._thread.ident is None:
+            self._thread.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def close(self) -> None:
+        """Ask it to end, soon."""
         self._closing.set()
-        self._thread.join(PATIENCE)
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end, at most so long; tell when it has not got all."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
         if self._thread.is_alive() or not self._whole:
             self._tell(f"warning: {self._name} has not got all of the run; later: {self._again}")
 
@@ -67,6 +70,8 @@ class Feed:
             try:
                 exporter = exporter or self._make()
                 exporter.write(self._heard())
+                if last:
+                    exporter.__exit__(None, None, None)
             except Exception as error:
                 if self._whole:
                     first = str(error).splitlines()[0] if str(error) else repr(error)
@@ -74,14 +79,21 @@ class Feed:
                 self._whole = False
             else:
                 self._whole = True
-        if exporter is not None:
-            exporter.__exit__(None, None, None)
 
     def _heard(self) -> list[Event]:
         events: list[Event] = []
         while not self._news.empty():
             events.append(self._news.get())
         return events
+
+
+def close_all(feeds: Sequence[Feed], at_once: bool = False) -> None:
+    """End them, within PATIENCE for all together, or at once."""
+    for feed in feeds:
+        feed.close()
+    until = time.monotonic() + (0.0 if at_once else PATIENCE)
+    for feed in feeds:
+        feed.join(max(0.0, until - time.monotonic()))
 
 
 def need(*, mlflow: bool, tensorboard: bool) -> None:

@@ -21,7 +21,8 @@ ROWS = 1000  # runs of one answer
 # A server that is away is known to be after seconds, not minutes; nobody is told of the use, and
 # nothing is printed for each trial.
 ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -76,7 +77,9 @@ class MLflow:
                 self._log(trial, self._news[trial])
                 del self._news[trial]
         except (MlflowException, OSError) as error:  # requests' errors are OSErrors
-            first = str(error).splitlines()[0]
+            # What it refused it may have done nevertheless: what is there is looked up anew.
+            self._client = None
+            first = next(iter(str(error).splitlines()), repr(error))
             raise UserError(f"{self._uri} does not take it ({first})") from None
 
     def _hear(self, event: Event) -> None:

@@ -21,7 +21,7 @@ from search.trials import FINISHED, PRUNED, RUNNING, STOPPED, Trial, Trials
 from spaces.errors import UserError
 
 SQLITE = (".db", ".sqlite", ".sqlite3")  # else Optuna's journal
-MARK = "rungfold"  # attribute of the study, by which its file is known again
+MARK = "rungfold.began"  # attribute of the study: when the run began, by which it is known again
 WIDE = 10.0  # times the smallest value: positive numbers that span more are on a logarithmic scale
 
 
@@ -31,8 +31,11 @@ def write_study(events: Iterable[Event], facts: Facts, path: Path) -> None:
     Ranges are those that were tried, since the journal holds no others. Raises UserError when the
     file is something else.
     """
-    if path.exists() and (not path.is_file() or MARK.encode() not in path.read_bytes()):
-        raise UserError(f"{path} exists and is no study of a run; give another file")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    events = list(events)
+    began = events[0].time if events else None
+    if path.exists():
+        _check_ours(path, began)
     trials, times = Trials(), {}
     for event in events:
         trials.apply(event)
@@ -40,12 +43,11 @@ def write_study(events: Iterable[Event], facts: Facts, path: Path) -> None:
             times[event.trial, event.kind] = datetime.fromtimestamp(event.time)
     params = {n: _choices(trial.params) for n, trial in trials.all.items()}
     ranges = ranges_of(list(params.values()))
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
 
     def fill(temporary: Path) -> None:
         storage = _storage(temporary)
         study = optuna.create_study(storage=storage, study_name=facts.name, direction="maximize")
-        study.set_user_attr(MARK, facts.task)
+        study.set_user_attr(MARK, began)
         for number, trial in trials.all.items():
             study.add_trial(
                 _frozen(
@@ -53,11 +55,28 @@ def write_study(events: Iterable[Event], facts: Facts, path: Path) -> None:
                     times[number, "ask"], times.get((number, "end")),
                 )
             )  # fmt: skip
-        if isinstance(storage, RDBStorage):
-            storage.remove_session()
-            storage.engine.dispose()
+        _close(storage)
 
     write_file(path, fill)
+
+
+def _check_ours(path: Path, began: float | None) -> None:
+    """Raises UserError when the file is anything but a study of the run that began then."""
+    try:
+        storage = _storage(path, new=False)
+        (study,) = optuna.get_all_study_summaries(storage)
+        of = study.user_attrs[MARK]
+        _close(storage)
+    except Exception:  # whatever a file of another kind makes of it
+        raise UserError(f"{path} exists and is no study of a run; give another file") from None
+    if of != began:
+        raise UserError(f"{path} is the study of another run; give another file")
+
+
+def _close(storage: BaseStorage) -> None:
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def url_of(path: Path) -> str:
@@ -134,7 +153,7 @@ def _range(tried: Sequence[Any]) -> BaseDistribution:
     return CategoricalDistribution([different[key] for key in sorted(different)])
 
 
-def _storage(path: Path) -> BaseStorage:
+def _storage(path: Path, new: bool = True) -> BaseStorage:
     if path.suffix in SQLITE:
-        return RDBStorage(f"sqlite:///{path.resolve()}")
+        return RDBStorage(f"sqlite:///{path.resolve()}", skip_table_creation=not new)
     return JournalStorage(JournalFileBackend(str(path)))

@@ -51,17 +51,15 @@ class TensorBoard:
             self._news.append((event, self._summaries(event)))
         if self._news and not self._ready:
             self._take(self._news[0][0])
-        touched = set()
         while self._news:
             event, summaries = self._news[0]
             for step, summary in summaries:
                 self._record(event, step, summary)
-                touched.add(event.trial)
             if event.kind == "end" and event.trial in self._open:
                 self._open.pop(event.trial).close()
             self._news.popleft()
-        for trial in touched & self._open.keys():
-            self._open[trial].flush()
+        for writer in self._open.values():
+            writer.flush()
 
     def _summaries(self, event: Event) -> list[tuple[int, Any]]:
         """(step, summary) of what an event says."""

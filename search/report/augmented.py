@@ -15,6 +15,8 @@ from spaces.errors import UserError
 from spaces.recipe import Augment
 
 ROWS, DRAWS = 4, 5
+# Mirroring exchanges views and labels too, which one view alone cannot show.
+NOT_DRAWN: dict[str, Any] = {"mirror": False, "view_drop": 0.0}
 _SEED = 0
 
 
@@ -28,18 +30,20 @@ def augmented(pictures: Pictures, recipe: Mapping[str, Any], train_rows: int) ->
     from search.data.augment import augment_batch
     from search.data.batches import WHITE, resize
     from search.data.pairs import mix
+    from search.data.stain import normalise_stain
 
     if recipe.get("probe", "none") != "none":
         raise Nothing("The best trial is a probe on frozen features: it sees images as they are.")
     try:
-        # Mirroring exchanges views and labels too, which one view alone cannot show.
-        augment = replace(Augment(**recipe["augment"]), mirror=False, view_drop=0.0)
+        augment = replace(Augment(**recipe["augment"]), **NOT_DRAWN)
     except (TypeError, UserError) as error:
         raise Nothing(f"The recipe's augmentation is of another version: {error}") from None
     chosen = np.linspace(0, train_rows - 1, min(ROWS, train_rows)).round().astype(int)
     channels = int(recipe["channels"])
     held = np.stack([pictures.row(int(row))[..., :channels] for row in chosen])
     pixels_BHWC = resize(torch.from_numpy(held), int(recipe["image_size"]))
+    if (stain := recipe.get("stain", "none")) != "none":
+        pixels_BHWC = normalise_stain(pixels_BHWC, stain)
     plain_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / WHITE
     generator = torch.Generator().manual_seed(_SEED)
     drawn = [plain_BCHW]

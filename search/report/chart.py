@@ -87,9 +87,9 @@ def names_axis(names: Sequence[str], limit: int = 24) -> dict[str, Any]:
                 autorange="reversed", showgrid=False)  # fmt: skip
 
 
-def numbers(values: Iterable[Any]) -> list[float | int | None]:
-    """Plain numbers of five digits, which is more than a picture can show; null for what is not
-    finite."""
+def numbers(values: Iterable[Any], digits: int = 5) -> list[float | int | None]:
+    """Plain numbers of five digits, which is more than a picture of scores can show; null for what
+    is not finite."""
     plain: list[float | int | None] = []
     for value in values:
         if value is None or not math.isfinite(value):
@@ -97,7 +97,7 @@ def numbers(values: Iterable[Any]) -> list[float | int | None]:
         elif isinstance(value, int):
             plain.append(value)
         else:
-            plain.append(float(f"{value:.5g}"))
+            plain.append(float(f"{value:.{digits}g}"))
     return plain
 
 

@@ -28,6 +28,7 @@ from search.report.markup import Column, Html, el, join, table
 _CURVES = len(SERIES)  # targets with a curve of their own
 _POINTS = 150  # of a curve
 _BINS = 10
+_VALUES = 1_000_000  # predictions that calibration looks at; more tell no more
 _CLASSES = 30  # in a picture of the confusion
 _ROWS = 60  # targets in the table
 
@@ -135,7 +136,9 @@ def calibration(
 
 
 def _calibration(found: Predictions) -> Chart:
-    mean_B, share_B, error = calibration(found.pred_TN.ravel(), (found.true_TN == 1).ravel())
+    step = -(-found.pred_TN.size // _VALUES)
+    some = found.pred_TN.ravel()[::step], (found.true_TN == 1).ravel()[::step]
+    mean_B, share_B, error = calibration(*some)
     return Chart(
         data=[
             _diagonal(),
@@ -206,9 +209,11 @@ def _confusion(facts: Facts, found: Predictions) -> Chart:
 
 def _table(facts: Facts, found: Predictions) -> Html:
     assert facts.metric is not None
-    decided = decide(facts.metric, facts.task_type, found.pred_TN, found.true_TN, found.fold_N)
-    auc_T = aurocs(found.pred_TN, found.true_TN)
-    ap_T = average_precisions(found.pred_TN, found.true_TN)
+    pred_TN, true_TN = found.pred_TN[:_ROWS], found.true_TN[:_ROWS]
+    auc_T, ap_T = aurocs(pred_TN, true_TN), average_precisions(pred_TN, true_TN)
+    if facts.task_type == "multiclass" or facts.metric.fits_thresholds:  # over all targets at once
+        pred_TN, true_TN = found.pred_TN, found.true_TN
+    decided = decide(facts.metric, facts.task_type, pred_TN, true_TN, found.fold_N)
     rates = {name: rate(name, decided.counts) for name in RATES}
     columns = [
         Column(title="target", right=False),

@@ -7,7 +7,7 @@ import numpy as np
 
 from search.data.folds import read_folds
 from search.report import forms
-from search.report.augmented import augmented
+from search.report.augmented import NOT_DRAWN, augmented
 from search.report.facts import Facts, Nothing
 from search.report.markup import (
     Column,
@@ -118,7 +118,8 @@ def _groups_per_fold(facts: Facts) -> list[int]:
     folds = read_folds(facts.run.folds)
     if folds.group_N is None:
         return []
-    return [len(np.unique(folds.group_N[folds.fold == k])) for k in range(folds.k)]
+    group_N = folds.group_N
+    return [len(np.unique(group_N[folds.fold == k])) for k in range(folds.k)]
 
 
 def _samples(facts: Facts) -> Html:
@@ -139,7 +140,7 @@ def _samples(facts: Facts) -> Html:
                 forms.group(group) if group is not None and group != name else None,
             ))  # fmt: skip
     views = f" Of each row's {pictures.views} images the first." if pictures.views > 1 else ""
-    return join([el("p", f"Drawn at random from each fold.{views}"), gallery(cards)])
+    return join([el("p", f"Drawn at random from the folds.{views}"), gallery(cards)])
 
 
 def _augmented(facts: Facts) -> Html:
@@ -154,7 +155,10 @@ def _augmented(facts: Facts) -> Html:
         for n, row in enumerate(rows) for i, image in enumerate(row)
     ]  # fmt: skip
     asked = {k: v for k, v in best.recipe["augment"].items() if v and (k != "crop" or v != 1)}
-    told = ", ".join(f"{name} {forms.value(value)}" for name, value in asked.items()) or "nothing"
+    told = ", ".join(
+        f"{name} {forms.value(value)}{' (not shown)' if name in NOT_DRAWN else ''}"
+        for name, value in asked.items()
+    ) or "nothing"  # fmt: skip
     return join([
         el("p", f"By trial {best.number}: {told}. Each row is one image as the network sees it, "
            "then as it is drawn in training."),

@@ -19,6 +19,7 @@ from search.report.markup import Column, Html, el, join, table
 from search.report.pictures import Pictures
 
 _ROWS = 1500  # of each side whose images are looked at
+_BYTES = 10**9  # of images of each side that are read
 _SHOWN = 15  # targets whose predictions have moved most
 _BINS = 30
 _BLOCK = 256  # outputs at a time
@@ -81,7 +82,8 @@ def _brightness(facts: Facts) -> dict[str, Chart]:
 
 def _pixels(pictures: Pictures, rows: range) -> tuple[Floats, Floats]:
     """Mean and deviation, 0 to 255, of the first view of some of the rows."""
-    shown = [rows[i] for i in thin(len(rows), _ROWS)]
+    most = min(_ROWS, max(2, _BYTES // pictures.row(0).nbytes))
+    shown = [rows[i] for i in thin(len(rows), most)]
     step = max(1, pictures.images_XHWC.shape[1] // 64)  # more pixels tell no more
     stats = [pictures.row(row)[::step, ::step].astype(np.float32) for row in shown]
     return np.array([s.mean() for s in stats]), np.array([s.std() for s in stats])

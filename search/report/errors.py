@@ -75,12 +75,12 @@ def body(facts: Facts) -> Html:
     groups = _worst_groups(found, error_N)
     for name, rows in groups:
         parts += [
-            el("h3", forms.group(name).capitalize()),
+            el("h3", f"Worst rows of {forms.group(name)}"),
             _cards(facts, found, error_N, rows, pictures),
         ]
     if not groups:
         worst = np.argsort(-error_N, kind="stable")[:_WORST].tolist()
-        parts += [el("h3", "Worst rows"), _cards(facts, found, error_N, worst, pictures)]
+        parts += [el("h3", "Worst rows of all"), _cards(facts, found, error_N, worst, pictures)]
     return join(parts)
 
 

@@ -3,14 +3,16 @@
 Shapes: T outputs, N rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.members import read_targets
 from search.data.folds import Folds, read_folds
 from search.journal import Event, read_events
 from search.metrics import FittedMetric
@@ -65,6 +67,7 @@ class Facts:
     trials: Trials
     frame: "pd.DataFrame"  # the leaderboard, ranked
     notes: Mapping[int, str]  # what people wrote about trials
+    faults: tuple[str, ...] = ()  # of files that are taken for absent
 
     @classmethod
     def read(cls, run: RunFolder) -> Self:
@@ -75,20 +78,31 @@ class Facts:
 
         about = read_json(run.run)
         events, _ = read_events(run.journal)
-        trials = Trials()
-        for event in events:
-            trials.apply(event)
+        trials = Trials.of(events)
         frame = results_frame(trials, about.get("baselines", ()), about.get("fold_order", ()))
-        ensemble = run.ensemble / "ensemble.json"
+        faults: list[str] = []
+
+        def kept(path: Path, read: Callable[[], Any]) -> Any:
+            try:
+                return read() if path.is_file() else {}
+            except UserError as error:
+                faults.extend(error.faults)
+                return {}
+
+        report = run.ensemble / "ensemble.json"
+        data = kept(run.data, lambda: read_json(run.data))
+        ensemble = kept(report, lambda: read_json(report))
+        notes = kept(run.notes, lambda: read_notes(run))
         return cls(
             run=run,
             about=about,
-            data=read_json(run.data) if run.data.is_file() else {},
-            ensemble=read_json(ensemble) if ensemble.is_file() else {},
+            data=data,
+            ensemble=ensemble,
             events=tuple(events),
             trials=trials,
             frame=rank(frame),
-            notes=read_notes(run),
+            notes=notes,
+            faults=tuple(faults),
         )
 
     @property
@@ -139,12 +153,7 @@ class Facts:
         best = self.best
         folds, names = read_folds(self.run.folds), tuple(self.about["target_names"])
         pred_TN, _ = read_oof(self.run.oof(best.number), folds, names)
-        true_TN = np.load(self.run.targets, mmap_mode="r", allow_pickle=False)
-        if true_TN.shape != pred_TN.shape:
-            raise UserError(
-                f"{self.run.targets} has shape {true_TN.shape} and the predictions of trial "
-                f"{best.number} {pred_TN.shape}; they are of different runs, restore them"
-            )
+        true_TN = read_targets(self.run.targets, pred_TN.shape)
         return Predictions(trial=best, pred_TN=pred_TN, true_TN=true_TN, folds=folds, names=names)
 
     def name(self, trial: Trial) -> str:

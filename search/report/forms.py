@@ -63,7 +63,7 @@ def group(name: str) -> str:
 
 def member(name: str) -> str:
     """A member of the ensemble: most are trials and named by their number."""
-    return f"trial {name}" if name.isdigit() else name
+    return f"trial {int(name)}" if name.isdigit() else name
 
 
 def command(module: str, *words: str) -> str:

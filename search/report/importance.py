@@ -121,6 +121,8 @@ def _forest(
         forest = RandomForestRegressor(_TREES, min_samples_leaf=2, random_state=0)
         forest.fit(x_NP[train], rank_N[train])
         spread = float(np.square(rank_N[held_out] - rank_N[train].mean()).mean())
+        if not spread:  # all of them tie
+            continue
         whole = _explained(forest.predict(x_NP[held_out]), rank_N[held_out], spread)
         shuffled_PSNP = np.tile(x_NP[held_out], (x_NP.shape[1], _SHUFFLES, 1, 1))
         for column, copies_SNP in enumerate(shuffled_PSNP):
@@ -134,6 +136,8 @@ def _forest(
         drops = whole - np.mean(left_PS, axis=1)
         r2_K.append(whole)
         drop_KP.append(drops)
+    if len(r2_K) < 2:
+        raise Nothing("Nearly all comparable trials have one score.")
     mean_P, sd_P = np.mean(drop_KP, axis=0), np.std(drop_KP, axis=0, ddof=1)
     return float(np.mean(r2_K)), list(zip(mean_P.tolist(), sd_P.tolist(), strict=True))
 
@@ -151,7 +155,7 @@ def body(facts: Facts) -> Html:
         drawn["importance"].html() if "importance" in drawn else None,
         el("h3", "Slices"),
         el("p", f"Each dot is a trial {found.where}: what it scored, against one of its values. "
-           "Blue ones have finished, grey ones were stopped on the way. The sampler tries more "
+           "Blue ones have finished, grey ones have not. The sampler tries more "
            "where it is good, so dense is not the same as better."),
         el("div", [c.html() for name, c in drawn.items() if name.startswith("slice-")],
            class_="grid"),

@@ -8,7 +8,7 @@ from typing import Any
 from search.report import forms
 from search.report.facts import Facts, Nothing
 from search.report.markup import Column, Html, el, join, table
-from search.table import count_text
+from search.table import WRONG, count_text
 
 MOST = 200  # rows; the rest stands in leaderboard.csv
 _FOLDS = 10  # columns of folds, at most
@@ -18,7 +18,8 @@ def body(facts: Facts) -> Html:
     rows: list[dict[Any, Any]] = facts.frame.to_dict("records")
     if not rows:
         raise Nothing(facts.why_unfinished)
-    shown = [row for i, row in enumerate(rows) if i < MOST or row["kind"] == "baseline"]
+    wrong = [row for row in rows[MOST:] if row["state"] in WRONG][:MOST]  # with their reasons
+    shown = [row for i, row in enumerate(rows) if i < MOST or row["kind"] == "baseline"] + wrong
     columns, cells = _columns(facts, shown)
     hidden = Counter(row["state"] for row in rows) - Counter(row["state"] for row in shown)
     left_out = ", ".join(f"{count} {state}" for state, count in hidden.items())
@@ -53,7 +54,7 @@ def _columns(facts: Facts, rows: list[dict[Any, Any]]) -> tuple[list[Column], li
     spec: list[tuple[Column, Any]] = [
         (Column(title="rank", form=forms.whole), plain("rank")),
         (Column(title="trial", form=str), lambda r: None if r["trial"] < 0 else int(r["trial"])),
-        (Column(title="model", right=False), _model),
+        (Column(title="model", right=False), lambda row: _model(facts, row)),
         (Column(title="px", form=forms.whole, meaning="side of the images in pixels"),
          of_model("image_size")),
         (Column(title="score", form=forms.score,
@@ -92,10 +93,10 @@ def _value(value: Any) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _model(row: Mapping[Any, Any]) -> str:
+def _model(facts: Facts, row: Mapping[Any, Any]) -> str:
     if row["kind"] == "baseline":
         return f"baseline {row['name']}"
-    return str(row["backbone"])
+    return facts.trials.all[int(row["trial"])].model
 
 
 def _state(row: Mapping[Any, Any]) -> str:

@@ -3,8 +3,9 @@
 import base64
 import gzip
 import hashlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from search.report import (
@@ -29,6 +30,7 @@ from search.report.style import STYLE
 from search.run_folder import RunFolder, write_text
 from spaces.errors import UserError
 
+log = logging.getLogger(__name__)
 Body = Callable[[Facts], Html]
 SECTIONS: tuple[tuple[str, str, Body], ...] = (
     ("summary", "Summary", summary.body),
@@ -78,7 +80,13 @@ def render(facts: Facts) -> str:
         el("a", "Skip to the content", href="#summary", class_="skip"),
         el("header", el("h1", f"Run {facts.run.root.resolve().name}"), el("p", _subtitle(facts))),
         el("nav", el("ul", links), aria_label="Sections"),
-        el("main", el("noscript", el("p", "Pictures and sorting need JavaScript.")), sections),
+        el(
+            "main",
+            el("noscript", el("p", "Pictures and sorting need JavaScript.")),
+            el("p", "This browser is too old for the pictures.", id="too-old", hidden=True),
+            _left_out(facts.faults) if facts.faults else None,
+            sections,
+        ),
         el("footer", "Written by rungfold; everything on this page is inside this file."),
         # Last, so that the text is there before the library is read; no script to the browser until
         # the page's own unpacks it.
@@ -94,7 +102,14 @@ def _filled(body: Body, facts: Facts) -> Html:
     except Nothing as nothing:
         return el("p", text(nothing), class_="nothing")
     except UserError as error:
-        return el("p", "Left out: ", join(map(text, error.faults), "; "), class_="nothing")
+        return _left_out(error.faults)
+    except Exception as error:  # pictures of one section never cost the others
+        log.debug("a section of the report failed", exc_info=True)
+        return _left_out([f"{type(error).__name__}: {error}"])
+
+
+def _left_out(faults: Sequence[str]) -> Html:
+    return el("p", "Left out: ", join(map(text, faults), "; "), class_="nothing")
 
 
 def _subtitle(facts: Facts) -> str:

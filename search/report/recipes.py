@@ -53,16 +53,17 @@ def crowded(
     finished: Sequence[Trial], all_trials: Sequence[Trial]
 ) -> Iterator[tuple[str, str, float]]:
     """Numbers of which all the best trials lie near one end of what was tried: name, end and its
-    value."""
+    value. Only of those that are searched by their logarithm: shares end at 0 or 1."""
     best = [fields(trial) for trial in finished[:_TOP]]
     if len(best) < _TOP:
         return
     for name, values in varied(all_trials).items():
-        if not numeric(values) or len(set(values)) < _MANY or not all(name in r for r in best):
+        if not logarithmic(values) or len(set(values)) < _MANY:
             continue
-        scale = math.log if logarithmic(values) else float
-        low, high = scale(min(values)), scale(max(values))
-        places = [(scale(recipe[name]) - low) / (high - low) for recipe in best]
+        if not all(name in recipe for recipe in best):
+            continue
+        low, high = math.log(min(values)), math.log(max(values))
+        places = [(math.log(recipe[name]) - low) / (high - low) for recipe in best]
         if max(places) <= _EDGE:
             yield name, "lower", min(values)
         elif min(places) >= 1 - _EDGE:

@@ -66,11 +66,16 @@ def body(facts: Facts) -> Html:
         ])  # fmt: skip
     return join([
         el("p", "Trials are compared at the same rung only: the same folds after as many epochs. "
-           "Who waits may still be let through; only who is worse by more than the noise is cut."),
+           "Who waits may still be let through; only who is worse by more than the noise is cut. "
+           f"\u201cFold 1\u201d of a rung is the one that is visited first: {_first(facts)}."),
         drawn.html(),
         table("Rungs", columns, rows),
         _decisions(facts),
     ])  # fmt: skip
+
+
+def _first(facts: Facts) -> str:
+    return f"fold {facts.fold_order[0]}" if facts.fold_order else "not known"
 
 
 def _decisions(facts: Facts) -> Html:

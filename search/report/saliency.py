@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EACH = 3  # worst and best rows
 LEAST = 7  # positions on a side of a map that tells where
-SECONDS = 20.0  # after which no further row is begun
+SECONDS = 10.0  # after which no further row is begun
 # From low to high: from nothing over violet and orange to yellow, laid over the grey picture.
 _HEAT = np.array([[40, 20, 90], [140, 40, 120], [225, 90, 60], [250, 170, 50], [255, 245, 160]])
 
@@ -160,11 +160,13 @@ def grad_cam(model: "FoldModel", views_XHWC: Pixels, output: int) -> tuple[Float
     with torch.enable_grad(), _kept(network.backbone) as kept:
         network(images_XCHW.requires_grad_())[0, output].backward()
     stages = [(_positions(network, m.detach()), _positions(network, m.grad)) for m in kept]
-    found = [(maps, slope) for maps, slope in stages if maps is not None and slope is not None]
+    found = [(m, s) for m, s in stages if m is not None and s is not None]
     if not found:
         raise Nothing(f"{recipe.backbone} gives no features that lie in a grid of positions.")
+    # Behind a class token the last positions are not read: no gradient reaches them.
+    found = [(m, s) for m, s in found if s.any()] or found
     wide = [stage for stage in found if min(stage[0].shape[1:3]) >= LEAST]
-    maps_Xhwc, slope_Xhwc = wide[-1] if wide else max(found, key=lambda s: s[0].shape[1])
+    maps_Xhwc, slope_Xhwc = wide[-1] if wide else max(found[::-1], key=lambda s: s[0].shape[1])
     weight_Xc = slope_Xhwc.mean(dim=(1, 2))
     heat_Xhw = torch.einsum("xhwc,xc->xhw", maps_Xhwc, weight_Xc).relu().cpu().numpy()
     return heat_Xhw, _seen(recipe.fusion, views_XHWC)

@@ -50,7 +50,7 @@ SCRIPT = """
     document.head.append(script);  // runs at once
     all(".plot").forEach((plot) => watch.observe(plot));
   }
-  unpack();
+  unpack().catch(() => { document.getElementById("too-old").hidden = false; });
 
   function recolour() {
     for (const plot of drawn()) Plotly.react(plot, plot.data, themed(plot.layout), still);

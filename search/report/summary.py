@@ -7,11 +7,13 @@ from typing import Any
 
 from search.journal import seconds_used
 from search.memory_watch import peak_line
+from search.plan import Plan, extended
 from search.report import forms
 from search.report.facts import Facts
 from search.report.markup import Html, el, facts_list, join, paragraphs, text
 from search.report.recipes import crowded
 from search.trials import DIVERGED, FAILED, RUNNING, TOO_BIG
+from spaces.errors import UserError
 
 NESTED, SINGLE = "ensemble, nested", "best single, nested"
 GAIN, GAP, OPTIMISTIC = "ensemble minus best single, nested", "OOF minus nested", "ensemble, OOF"
@@ -44,8 +46,9 @@ def _headline(facts: Facts) -> Html:
     if facts.finished:
         best = facts.best
         return _hero({"score": best.score()}, f"Out-of-fold score of {facts.name(best)}",
-                     "mean over folds, by models that did not see the rows; a little optimistic, "
-                     f"since it is the best of {len(facts.finished)}")  # fmt: skip
+                     "mean over folds, by models that did not see the rows" + (
+                     "; a little optimistic, since it is the best of "
+                     f"{len(facts.finished)}" if len(facts.finished) > 1 else ""))  # fmt: skip
     return el("p", el("strong", "There is no score yet. "), facts.why_unfinished, class_="hero")
 
 
@@ -134,9 +137,10 @@ def _tiles(facts: Facts) -> Html:
 
 def planned(facts: Facts) -> int | None:
     """Trials that were asked for in all; None: as many as fit into the hours."""
-    first = facts.plan.get("trials")
-    added = sum(e.data["trials"] for e in facts.events if e.kind in ("extend", "ablate"))
-    return None if first is None else first + added
+    try:
+        return extended(Plan.from_dict(dict(facts.plan)), facts.events).trials
+    except UserError:  # another version's plan
+        return None
 
 
 def _asked(facts: Facts) -> str:
@@ -174,7 +178,7 @@ def _of_groups(facts: Facts) -> tuple[bool, str]:
     if asked not in ("auto", "none"):
         return True, f"rows of one group stay in one fold ({asked}: {number} groups)"
     if facts.data.get("clusters"):
-        found = f"rows of one kind of stain stay in one fold ({number} groups found)"
+        found = f"rows of groups that were found in the data stay in one fold ({number} groups)"
         return True, f"{found}; patients or slides can be named with --groups"
     lone = "nobody has said which rows belong together: where several show one patient or slide,"
     return False, f"{lone} the score is too good (--groups names them)"
@@ -184,7 +188,8 @@ def _of_data(facts: Facts) -> Iterator[tuple[bool, str]]:
     data = facts.data
     counts = data.get("near_duplicates", {}).get("counts", {})
     if counts.get("train_and_test"):
-        yield False, f"{counts['train_and_test']} test rows are near duplicates of train rows"
+        pairs = forms.plural(counts["train_and_test"], "pair")
+        yield False, f"{pairs} of a train and a test row are near duplicates"
     if counts.get("conflicting"):
         yield False, f"{counts['conflicting']} pairs of near duplicates have different labels"
     for apart in data.get("told_apart", {}).values():

@@ -145,11 +145,11 @@ def _scatter(found: Predictions, t: int, what: str, corr: float) -> Chart:
     low, high = float(min(true_N.min(), pred_N.min())), float(max(true_N.max(), pred_N.max()))
     return Chart(
         data=[
-            {"type": "scatter", "mode": "lines", "x": numbers([low, high]),
-             "y": numbers([low, high]), "line": {"color": GREY, "dash": "dot", "width": 1},
+            {"type": "scatter", "mode": "lines", "x": numbers([low, high], 8),
+             "y": numbers([low, high], 8), "line": {"color": GREY, "dash": "dot", "width": 1},
              "hoverinfo": "skip"},
-            {"type": "scatter", "mode": "markers", "x": numbers(true_N.tolist()),
-             "y": numbers(pred_N.tolist()),
+            {"type": "scatter", "mode": "markers", "x": numbers(true_N.tolist(), 8),
+             "y": numbers(pred_N.tolist(), 8),
              "text": [words(found.folds.ids[i]) for i in kept],
              "marker": {"color": BLUE, "size": 5, "opacity": 0.5},
              "hovertemplate": "%{text}<br>true %{x:.3f}, predicted %{y:.3f}<extra></extra>"},
