@@ -3,7 +3,7 @@
 # make slow    the tests that train whole runs
 # make test-cluster   three hosts on this machine: ray up, searches that lose hosts, ray down (root)
 # make test-browser   opens the samples' reports in Chromium, which it installs where it can
-# make reports  the samples' reports that the README shows, anew (10 minutes)
+# make reports  the samples' reports that the README shows, anew (15 minutes)
 # make bench   what is fast, beside what others do (under 40 minutes; ARGS=--quick: under 5)
 # make bench-anytime   scores over time against a hand-written search and Ray Tune (90 minutes)
 # make bench-studies  simulations: honest scores, search policies (needs RUNGFOLD_DATA)

@@ -1,9 +1,13 @@
-"""Make the samples' reports and a picture of each, as the README shows them: make reports."""
+"""Make the samples' reports and a picture of each, as the README shows them.
+
+python docs/reports/make.py [TASK ...]          (make reports: all of them)
+"""
 
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,9 +26,10 @@ WINDOW = {"width": 900, "height": 760}  # pixels
 COLOURS = 64  # of a picture, so that it stays small
 
 
-def main() -> None:
+def write(tasks: Sequence[str]) -> None:
+    """Run the samples and keep their reports."""
     with TemporaryDirectory() as folder:
-        for task in SHOWN:
+        for task in tasks:
             # Relative paths: what a report quotes of them means something elsewhere.
             command = f"search.run {task} --trials {TRIALS} --out {task} --cache cache".split()
             subprocess.run(
@@ -32,15 +37,19 @@ def main() -> None:
                 env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
             )  # fmt: skip
             shutil.copy(Path(folder, task, "report.html"), HERE / f"{task}.html")
+
+
+def photograph(tasks: Sequence[str]) -> None:
+    """A small picture of each report's section."""
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
         page = chromium.new_page(viewport=WINDOW)
-        for task, section in SHOWN.items():
+        for task in tasks:
             page.goto((HERE / f"{task}.html").as_uri())
             page.wait_for_function("window.Plotly")
-            page.evaluate("id => document.getElementById(id).scrollIntoView()", section)
+            page.evaluate("id => document.getElementById(id).scrollIntoView()", SHOWN[task])
             page.wait_for_timeout(2000)  # its charts are drawn
             path = HERE / f"{task}.png"
             page.screenshot(path=path)
@@ -50,4 +59,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    asked = sys.argv[1:] or list(SHOWN)
+    write(asked)
+    photograph(asked)
