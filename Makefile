@@ -77,7 +77,8 @@ ready-test: $(PY)
 ready-browser: ready-test
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 	  command -v google-chrome >/dev/null || \
-	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
+	  { timeout 120 apt-get update -qq && \
+	    timeout 300 apt-get install -y -qq --no-install-recommends chromium; } || \
 	  echo "Chromium could not be installed"
 	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -e ".[search,test,browser]" || \
 	  echo "playwright could not be installed"

@@ -236,8 +236,8 @@ def _show_selected(
     if selection.form == "table":
         if ordered.empty:
             console.print("no trial has reported yet" if frame.empty else "no row passes --filter")
-            return
-        show_table(ordered, selection.top or SHOWN, console, names)
+        else:
+            show_table(ordered, selection.top or SHOWN, console, names)
         show_memory(run, console)
         return
     top = ordered.head(selection.top or len(ordered))

@@ -23,7 +23,7 @@ SHOWN = {  # task -> the section of its report that the README shows
 }
 TRIALS = 24
 WINDOW = {"width": 900, "height": 760}  # pixels
-COLOURS = 64  # of a picture, so that it stays small
+COLOURS = 255  # of a picture, so that it stays small
 
 
 def write(tasks: Sequence[str]) -> None:

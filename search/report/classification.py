@@ -235,7 +235,7 @@ def _table(facts: Facts, found: Predictions) -> Html:
     how = (
         "the class with the highest probability"
         if facts.task_type == "multiclass"
-        else "thresholds of a fold are chosen on the others"
+        else "thresholds that were chosen on the other folds"
     )
     left_out = len(found.names) - len(lines)
     return join([

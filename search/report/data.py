@@ -18,7 +18,7 @@ from search.report.markup import (
     join,
     table,
 )
-from search.report.pictures import Pictures, card, gallery, picture, png_file
+from search.report.pictures import Pictures, card, gallery, picture, sheet
 
 _SAMPLES = 24  # pictures of rows
 _LABELS = 12  # columns of the table of folds
@@ -170,8 +170,7 @@ def _sheets(facts: Facts) -> Html:
     drawn = [name for name in facts.data.get("pictures", ()) if name in SHEETS]
     there = [name for name in drawn if (facts.run.pictures / name).is_file()]
     return join(
-        el("figure", el("h3", SHEETS[name]),
-           el("img", src=png_file(facts.run.pictures / name), alt=SHEETS[name], class_="sheet"))
+        el("figure", el("h3", SHEETS[name]), sheet(facts.run.pictures / name, SHEETS[name]))
         for name in there
     )  # fmt: skip
 

@@ -66,22 +66,27 @@ def coloured(image_HWC: Pixels) -> Pixels:
     return np.repeat(image_HWC[..., :1], 3, axis=2)
 
 
-def jpeg(image_HWC: Pixels, side: int = SIDE) -> str:
-    """A picture of at most `side` pixels as a data URI."""
+def picture(image_HWC: Pixels, alt: str, side: int = SIDE) -> Html:
+    """A picture of at most `side` pixels."""
     image = Image.fromarray(coloured(image_HWC))
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
     held = io.BytesIO()
     image.save(held, "JPEG", quality=_QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
+    return _img("jpeg", held.getvalue(), image.size, alt)
 
 
-def png_file(path: Path) -> str:
-    """A PNG that the run keeps, as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def sheet(path: Path, alt: str) -> Html:
+    """A PNG that the run keeps."""
+    with Image.open(path, formats=("PNG",)) as image:
+        size = image.size
+    return _img("png", path.read_bytes(), size, alt, class_="sheet")
 
 
-def picture(image_HWC: Pixels, alt: str, side: int = SIDE) -> Html:
-    return el("img", src=jpeg(image_HWC, side), alt=alt, loading="lazy", decoding="async")
+def _img(kind: str, content: bytes, size: tuple[int, int], alt: str, **more: object) -> Html:
+    """Its size is told, so that the page does not move when it is drawn."""
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return el("img", src=source, alt=alt, loading="lazy", decoding="async", width=size[0],
+              height=size[1], **more)  # fmt: skip
 
 
 def card(images: Sequence[Html], *lines: object) -> Html:

@@ -105,6 +105,20 @@ def test_every_picture_is_drawn_and_the_page_fits(
     assert page.evaluate("[...document.images].every(i => i.loading === 'lazy' || i.naturalWidth)")
 
 
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_a_link_leads_to_its_section(opened: Open, size: dict[str, int]) -> None:
+    """Pictures and charts that are drawn on the way do not move it away again."""
+    page = opened(size)
+    for name in ("targets", "ensemble", "reproduce", "curves"):
+        page.evaluate("id => document.querySelector(`nav a[href='#${id}']`).click()", name)
+        page.wait_for_timeout(700)
+        top, end = page.evaluate(
+            "id => [document.getElementById(id).getBoundingClientRect().top,"
+            " document.documentElement.scrollHeight - scrollY - innerHeight]", name,
+        )  # fmt: skip
+        assert 0 <= top < size["height"] / 4 or end < 2, (name, top)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read(opened: Open, scheme: str) -> None:
     page = opened(DESK, scheme)
