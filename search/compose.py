@@ -162,7 +162,7 @@ class Session:
             with MemoryWatch(images, everywhere=setup.address is None) as memory:
                 run_study(
                     self.director, setup.plan, context, setup.resources, setup.address,
-                    shown=self._shown(),
+                    self._shown(),
                 )  # fmt: skip
             keep_peak(setup.run, memory.peak)
         for feed in self._feeds:  # where no trial was left to run

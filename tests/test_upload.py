@@ -709,13 +709,13 @@ def test_a_session_ends_with_all_of_the_run_there_or_tells(
 def stopped(after: str) -> Callable[..., None]:
     """A study in this process whose driver is lost at the first event of a kind."""
 
-    def study(director: Any, *rest: Any, **named: Any) -> None:
+    def study(director: Any, *rest: Any) -> None:
         def hear(event: Any) -> None:
             if event.kind == after:
                 raise Lost
 
         director._journal.listen(hear, replay=False)
-        onehand.study(director, *rest, **named)
+        onehand.study(director, *rest)
 
     return study
 
