@@ -24,9 +24,7 @@ def ask_for(journal: Journal, space: Space, names: Sequence[str]) -> int:
 
     Raises UserError when no trial has finished, or for a name that its recipe does not have.
     """
-    trials = Trials()
-    for event in journal.events:
-        trials.apply(event)
+    trials = Trials.of(journal.events)
     finished = [t for t in trials.all.values() if t.state == FINISHED]
     if not finished:
         raise UserError("--ablate needs a finished trial to change; give the run more trials first")

@@ -1,8 +1,8 @@
 """What a run is worth at any moment: leaderboard, ensemble, bundle and submission.
 
-Refreshed in the background as members finish, and once more at the end; then comes report.html.
-Right after that, while no ensemble is being built, the checkpoints that take more room than they
-may are deleted.
+Refreshed in the background as members finish, and once more at the end. Right after that, while
+no ensemble is being built, the checkpoints that take more room than they may are deleted. At the
+very end comes report.html.
 """
 
 import logging

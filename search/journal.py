@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,8 @@ def _damaged(path: Path, number: int, error: Exception) -> UserError:
     return UserError(f"{path} line {number} is damaged ({error}); restore the file from a copy")
 
 
-def seconds_used(events: Iterable[Event]) -> float:
-    """Seconds that the sessions took, each from its first event to its last.
+def elapsed(events: Iterable[Event]) -> Iterator[float]:
+    """Seconds that the sessions took until each event, each from its first event on.
 
     Whatever lies between two sessions does not count, nor what the wall clock did there.
     """
@@ -108,7 +109,12 @@ def seconds_used(events: Iterable[Event]) -> float:
             used += last - begin
             begin = event.time
         last = event.time
-    return used + last - begin
+        yield used + last - begin
+
+
+def seconds_used(events: Iterable[Event]) -> float:
+    """Seconds that the sessions took, see `elapsed`."""
+    return next(iter(deque(elapsed(events), maxlen=1)), 0.0)
 
 
 class Journal:

@@ -4,7 +4,7 @@ never stops the search."""
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -42,9 +42,7 @@ def events(run: RunFolder) -> list[Event]:
 
 
 def trials_of(events: Sequence[Event]) -> dict[int, Trial]:
-    trials = Trials()
-    for event in events:
-        trials.apply(event)
+    trials = Trials.of(events)
     return trials.all
 
 
@@ -116,7 +114,7 @@ def check_board(path: Path, events: Sequence[Event]) -> None:
 
 
 def test_tensorboard_reads_every_trial(run: RunFolder, events: list[Event], tmp_path: Path) -> None:
-    with TensorBoard(tmp_path / "board", Facts.read(run)) as board:
+    with closing(TensorBoard(tmp_path / "board", Facts.read(run))) as board:
         board.write(events)
     check_board(tmp_path / "board", events)
 
@@ -125,7 +123,7 @@ def test_tensorboard_is_the_same_bit_by_bit_and_again(
     run: RunFolder, events: list[Event], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        with TensorBoard(tmp_path / "board", Facts.read(run)) as board:
+        with closing(TensorBoard(tmp_path / "board", Facts.read(run))) as board:
             for start in range(0, len(events), 7):
                 board.write(events[start : start + 7])
         check_board(tmp_path / "board", events)
@@ -137,7 +135,7 @@ def test_tensorboard_can_be_looked_at_while_it_is_written(
     run: RunFolder, events: list[Event], tmp_path: Path
 ) -> None:
     part = events[: len(events) // 2]
-    with TensorBoard(tmp_path / "board", Facts.read(run)) as board:
+    with closing(TensorBoard(tmp_path / "board", Facts.read(run))) as board:
         board.write(part)
         check_board(tmp_path / "board", part)
 
@@ -152,15 +150,15 @@ def test_tensorboard_takes_no_folder_of_others(
     for name in ("other", "file"):
         with (
             pytest.raises(UserError, match="holds something else"),
-            TensorBoard(tmp_path / name, facts) as board,
+            closing(TensorBoard(tmp_path / name, facts)) as board,
         ):
             board.write(events)
-    with TensorBoard(tmp_path / "board", facts) as board:
+    with closing(TensorBoard(tmp_path / "board", facts)) as board:
         board.write(events)
     later = [replace(event, time=event.time + 1e6) for event in events]
     with (
         pytest.raises(UserError, match="shows another run, made run"),
-        TensorBoard(tmp_path / "board", facts) as board,
+        closing(TensorBoard(tmp_path / "board", facts)) as board,
     ):
         board.write(later)
     check_board(tmp_path / "board", events)
@@ -344,7 +342,7 @@ class Fake:
             raise ConnectionError("nobody there\nand more")
         self.got, self.left = self.got + self.left, []
 
-    def __exit__(self, *args: Any) -> None:
+    def close(self) -> None:
         self.closed = True
 
 
@@ -428,7 +426,7 @@ def test_a_tool_that_hangs_does_not_hold_the_run(
 @pytest.mark.usefixtures("quick")
 def test_a_tool_that_cannot_be_closed_has_not_got_all(events: list[Event]) -> None:
     class Full(Fake):
-        def __exit__(self, *args: Any) -> None:
+        def close(self) -> None:
             raise OSError("the disk is full")
 
     said: list[str] = []

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,7 @@ def history(uri: str, run: Any, key: str) -> dict[int, float]:
 
 
 def check(uri: str, run: RunFolder, events: Sequence[Event]) -> None:
-    trials = Trials()
-    for event in events:
-        trials.apply(event)
+    trials = Trials.of(events)
     found = logged(uri, Facts.read(run).name)
     assert set(found) == set(trials.all)
     for number, trial in trials.all.items():
@@ -94,12 +92,12 @@ def test_every_trial_is_a_run(run: RunFolder, events: list[Event], uri: str) -> 
 
 def test_what_is_there_is_not_logged_twice(run: RunFolder, events: list[Event], uri: str) -> None:
     half = len(events) // 2
-    with MLflow(uri, Facts.read(run)) as log:
+    with closing(MLflow(uri, Facts.read(run))) as log:
         for start in range(0, half, 9):
             log.write(events[start : min(start + 9, half)])
     check(uri, run, events[:half])
     for _ in range(2):  # by another process, which reads the journal from the start
-        with MLflow(uri, Facts.read(run)) as log:
+        with closing(MLflow(uri, Facts.read(run))) as log:
             log.write(events)
         check(uri, run, events)
 
@@ -196,7 +194,7 @@ def test_names_and_values_that_mlflow_refuses_are_mended(run: RunFolder, uri: st
               data={"state": "failed", "reason": "x" * 100_000}),
     ]  # fmt: skip
     facts = Facts.read(run)
-    with MLflow(uri, facts) as log:
+    with closing(MLflow(uri, facts)) as log:
         log.write(told)
     there = logged(uri, facts.name)[0]
     assert there.info.status == "FAILED" and there.data.params["a b/c.d-e"] == "True"

@@ -428,7 +428,7 @@ def test_time_passes_within_sessions_only(steps: list[tuple[bool, float]]) -> No
         now += gap
         kind = "session" if opens or i == 0 else "epochs"
         events.append(Event(seq=i, time=now, kind=kind, data={}))
-    times = pareto.elapsed(events)
+    times = list(pareto.elapsed(events))
     assert (np.diff(times) >= -1e-9).all()
     if events:
         assert times[-1] == pytest.approx(seconds_used(events))

@@ -6,6 +6,7 @@ there already is brought up to date.
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,13 @@ def _write(args: argparse.Namespace, facts: "Facts", events: "Sequence[Event]") 
     if args.tensorboard:
         from search.export.tensorboard import TensorBoard
 
-        with TensorBoard(Path(args.tensorboard), facts) as board:
+        with closing(TensorBoard(Path(args.tensorboard), facts)) as board:
             board.write(events)
         print(f"{trials} trials; look at them: tensorboard --logdir {args.tensorboard}")
     if args.mlflow:
         from search.export.mlflow import MLflow
 
-        with MLflow(args.mlflow, facts) as log:
+        with closing(MLflow(args.mlflow, facts)) as log:
             log.write(events)
         print(f"{trials} trials; they are in the experiment {facts.name} at {args.mlflow}")
     if args.optuna:

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Any, Protocol
 
 from search.export.record import Facts
@@ -20,14 +19,11 @@ PATIENCE = 20.0  # seconds that the end of a run waits for what is not written y
 class Exporter(Protocol):
     """Writes a run's events somewhere."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...  # fmt: skip
-
     def write(self, events: Sequence[Event]) -> None:
         """These events follow those of the last call. May raise anything: then the next call, with
         newer events or none, writes these as well."""
+
+    def close(self) -> None: ...
 
 
 class Feed:
@@ -71,7 +67,7 @@ class Feed:
                 exporter = exporter or self._make()
                 exporter.write(self._heard())
                 if last:
-                    exporter.__exit__(None, None, None)
+                    exporter.close()
             except Exception as error:
                 if self._whole:
                     first = str(error).splitlines()[0] if str(error) else repr(error)

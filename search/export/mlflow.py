@@ -4,8 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from search.export.record import Facts, Scalar, Scalars, Setting, settings
 from search.journal import Event
@@ -54,15 +53,6 @@ class MLflow:
         self._experiment = ""
         self._runs: dict[int, tuple[str, int]] = {}  # trial -> MLflow's id, number of last event
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        pass
-
     def write(self, events: Iterable[Event]) -> None:
         """Log these events, which follow those of the last call, and what an earlier call could not
         log. Raises UserError when MLflow refuses or is away."""
@@ -81,6 +71,9 @@ class MLflow:
             self._client = None
             first = next(iter(str(error).splitlines()), repr(error))
             raise UserError(f"{self._uri} does not take it ({first})") from None
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
     def _hear(self, event: Event) -> None:
         if self._began is None:

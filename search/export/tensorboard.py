@@ -7,8 +7,7 @@ makes, which would need TensorBoard itself installed.
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from search.export.record import Facts, Scalars, settings
 from search.journal import Event
@@ -21,7 +20,7 @@ FILES = "trial-*/*.tfevents.*"
 
 
 class TensorBoard:
-    """Writes events to the disk when it is told to; a context that closes all files."""
+    """Writes events to the disk when it is told to; `close` closes all files."""
 
     def __init__(self, folder: Path, facts: Facts) -> None:
         self._folder, self._facts = folder, facts
@@ -30,13 +29,7 @@ class TensorBoard:
         self._news: deque[tuple[Event, list[tuple[int, Any]]]] = deque()  # not written yet
         self._open: dict[int, Any] = {}  # trial -> tensorboardX.RecordWriter
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def close(self) -> None:
         for writer in self._open.values():
             writer.close()
         self._open.clear()

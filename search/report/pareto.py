@@ -4,23 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from search.journal import Event
+from search.journal import elapsed
 from search.report import forms
 from search.report.chart import BLUE, GREY, ORANGE, Chart, axis, numbers, words
 from search.report.facts import Facts, Nothing
 from search.report.markup import Html, el, join
 from search.trials import FINISHED, Trial
-
-
-def elapsed(events: Sequence[Event]) -> list[float]:
-    """Seconds of work until each event; what lies between two sessions does not count."""
-    found, before, begin, last = [], 0.0, 0.0, 0.0
-    for event in events:
-        if event.kind == "session":
-            before, begin = before + last - begin, event.time
-        last = event.time
-        found.append(before + last - begin)
-    return found
 
 
 def front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
@@ -66,7 +55,7 @@ def charts(facts: Facts) -> dict[str, Chart]:
 
 
 def _progress(facts: Facts) -> Chart:
-    times = elapsed(facts.events)
+    times = list(elapsed(facts.events))
     ends = [
         (time, event.trial)
         for time, event in zip(times, facts.events, strict=True)
